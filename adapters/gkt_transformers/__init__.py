@@ -1,0 +1,1 @@
+"""Hugging Face transformers: an engine, a target and a drafter, and three ways into ``generate``."""

@@ -1,0 +1,404 @@
+"""What hooks exchange: plain data, and the protocols that factories build.
+
+Two rules keep third-party plugins working across releases: later versions add to this file and never bend it, and
+nothing here imports an engine. Tensor types are named for type checkers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from gkt_plugins.errors import EngineError
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "BuildContext",
+    "Call",
+    "Capabilities",
+    "Completion",
+    "CuttingPolicy",
+    "DecodeState",
+    "Delta",
+    "Drafter",
+    "Engine",
+    "Factory",
+    "FinishReason",
+    "LengthPolicy",
+    "LeniencyRule",
+    "Message",
+    "Noise",
+    "Options",
+    "Price",
+    "PriceSource",
+    "Prompt",
+    "Proposal",
+    "Role",
+    "Sampling",
+    "TraceEvent",
+    "Usage",
+    "UsageRecord",
+    "Verdict",
+    "Verifier",
+]
+
+CONTRACT_VERSION = 1
+"""Version of this file. A plugin states the one it was written for as ``GKT_CONTRACT = 1`` in its module."""
+
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+"""``stop``: end-of-sequence or a stop string. ``length``: the token budget. ``cancelled``: the caller went away."""
+
+Role: TypeAlias = Literal["teacher", "student", "target", "draft"]
+
+Built = TypeVar("Built", covariant=True)
+
+
+# ---------------------------------------------------------------------------------------------------- text in, text out
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the user asked: raw ``text``, or ``messages`` for the model's chat template. Exactly one is set."""
+
+    text: str | None = None
+    messages: tuple[Message, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (not self.messages):
+            raise ValueError("a prompt is either text or messages, and not both")
+
+    @classmethod
+    def chat(cls, content: str) -> Prompt:
+        """A single user turn."""
+        return cls(messages=(Message("user", content),))
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen, for one call. The defaults are greedy."""
+
+    max_tokens: int = 256
+    """Upper bound on generated tokens, at least 1, counted by the engine's own tokenizer."""
+    temperature: float = 0.0
+    """0 is greedy; otherwise logits are divided by it."""
+    top_k: int = 0
+    """0 keeps all."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    """Text that ends the answer and is not part of it."""
+    seed: int | None = None
+    """Draws of this call alone; None takes a fresh one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One answer asked of one engine. Several choices are several calls with different seeds."""
+
+    prompt: Prompt
+    prefix: str = ""
+    """Assistant text that the engine continues; the completion does not repeat it."""
+    sampling: Sampling = Sampling()
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and seconds of one call; None is *unknown*, which is not zero."""
+
+    prompt_tokens: int | None = None
+    """Includes the prefix and the cached tokens."""
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    seconds: float | None = None
+    """Share of the engine's wall time: a batch's seconds are split by generated tokens and add up to wall time."""
+    estimated: bool = False
+    """True when the engine did not report the counts itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished answer, without the prefix that the call carried."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage = Usage()
+    notes: tuple[str, ...] = ()
+    """What the caller should know: ``degraded: …``, ``lenient: …``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed answer. The last one carries ``finish_reason`` and ``usage``."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do; drivers choose a path by it and refuse what it lacks."""
+
+    prefix: Literal["completion", "continue_final_message", "provider_flag", "hint"] = "completion"
+    """Best way to continue a given answer prefix; ``hint`` is a different method and is marked ``degraded``."""
+    logprobs: bool = False
+    stream_usage: bool = True
+    batch: bool = False
+    """True: concurrent calls are worth sending together."""
+    tokenizer: bool = False
+    """True: ``count_tokens(text) -> int`` exists and is exact."""
+    speculates: bool = False
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Text in, text out; asynchronous. In-process engines work on their own thread."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def generate(self, calls: Sequence[Call]) -> list[Completion | EngineError]:
+        """Answer a batch, in order. One bad row harms no other: it comes back as an error in its place."""
+        ...
+
+    def stream(self, call: Call) -> AsyncIterator[Delta]:
+        """Answer one call in pieces. Closing the iterator cancels the call. Raises :class:`EngineError`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release threads, connections and memory. Safe to call twice."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------------------- guidance
+
+
+class LengthPolicy(Protocol):
+    """How much guidance does this prompt get?"""
+
+    def guidance_tokens(self, prompt: Prompt) -> int:
+        """Teacher tokens to ask for, at least 0; 0 means that the student answers alone."""
+        ...
+
+
+class CuttingPolicy(Protocol):
+    """How much of the teacher's text is certain to be handed over?"""
+
+    def releasable(self, text: str, *, finished: bool) -> int:
+        """Length in characters of the prefix of ``text`` that no later text can take back.
+
+        ``finished``: the teacher's part is complete. Never shrinks as ``text`` grows.
+        """
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------------- speculation
+
+
+class DecodeState(Protocol):
+    """The rows of the batch as a drafter sees them, at the start of a block."""
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """[B] identity of each row, stable for its life; rows come, go and change place between blocks."""
+        ...
+
+    @property
+    def token_ids(self) -> Tensor:
+        """[B, T] int64, prompt and answer so far, left-aligned; what lies beyond ``lengths`` is padding."""
+        ...
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """[B] tokens in use of each row, at least 1."""
+        ...
+
+    def draft_probs(self, logits: Tensor, drafted: Tensor) -> Tensor:
+        """[B, vocab] distribution to draft from, under each row's own sampling options.
+
+        ``logits``: [B, vocab] of the draft model. ``drafted``: [B, i] tokens of this block so far.
+        """
+        ...
+
+    def sample(self, probs: Tensor) -> Tensor:
+        """[B] tokens drawn from ``probs`` [B, vocab], with each row's own generator."""
+        ...
+
+
+@dataclass(slots=True)
+class Proposal:
+    """One drafted block."""
+
+    ids: Tensor
+    """[B, gamma] int64 drafted tokens."""
+    probs: Tensor | None
+    """[B, gamma, vocab] distributions they were drawn from; None means that each was certain (one-hot)."""
+    counts: Tensor | None = None
+    """[B] how many of the gamma are real, on the model's device; None means all. The rest is padding, never accepted."""
+
+
+@dataclass(slots=True)
+class Noise:
+    """Uniform draws of one block, passed in so that a run can be replayed."""
+
+    accept: Tensor
+    """[B, gamma] in [0, 1)."""
+    sample: Tensor
+    """[B] in [0, 1), for the recovered or the bonus token."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What became of a block."""
+
+    accepted: Tensor
+    """[B] int64, length of the accepted prefix, in [0, gamma]."""
+    next_ids: Tensor
+    """[B] int64, the recovered token, or the bonus token when all were accepted."""
+
+
+class Drafter(Protocol):
+    """Proposes; is told afterwards what was kept."""
+
+    def propose(self, state: DecodeState, gamma: int) -> Proposal:
+        """Draft up to ``gamma`` tokens for every row."""
+        ...
+
+    def commit(self, kept: Tensor) -> None:
+        """[B] drafted tokens kept of each row of the last proposal, so that caches roll back instead of recomputing."""
+        ...
+
+
+class Verifier(Protocol):
+    """Decides. Tensors stay on the model's device; only integers reach the host."""
+
+    def verify(self, proposal: Proposal, target_probs: Tensor, noise: Noise) -> Verdict:
+        """``target_probs``: [B, gamma + 1, vocab] after temperature and truncation; one-hot rows are greedy.
+
+        A verifier that needs the unscaled target at temperature 0 (leniency) says so by ``greedy_rows``.
+        """
+        ...
+
+
+class LeniencyRule(Protocol):
+    """Elementwise f(p, epsilon) of the drafted token's target probability, for any array type; f(p, 1) = p."""
+
+    def __call__(self, p: Any, epsilon: float) -> Any: ...
+
+
+# ----------------------------------------------------------------------------------------------------------- accounting
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Price of one model, in integer nano-units of ``currency``. None is *unknown*, never zero.
+
+    Per token: ``input_nano`` and ``output_nano`` are nano-units per *million* tokens (exact for decimal price lists);
+    ``cached_input_nano`` defaults to the input price. Per hour of own hardware: ``hour_nano``.
+    """
+
+    currency: str = "USD"
+    input_nano: int | None = None
+    output_nano: int | None = None
+    cached_input_nano: int | None = None
+    hour_nano: int | None = None
+    source: str = "config"
+
+
+class PriceSource(Protocol):
+    """Where prices come from."""
+
+    def price(self, model: str) -> Price | None:
+        """The price of ``model``; None when this source does not know it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """One engine call and attempt. Never any text."""
+
+    request_id: str
+    call: int
+    """Number of the call within the request and role, from 0."""
+    role: Role
+    attempt: int
+    """From 0; a retry is a new attempt and a new record."""
+    engine: str
+    model: str
+    status: Literal["open", "final", "failed", "cancelled", "interrupted"]
+    usage: Usage = Usage()
+    currency: str = "USD"
+    cost_nano: int | None = None
+    """None: the price is unknown."""
+    price_source: str | None = None
+    started_at: float = 0.0
+    """Seconds since the epoch, UTC."""
+    pipeline: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """One verified block of one row, for re-distilling from traffic. Off by default."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    drafted: tuple[int, ...]
+    accepted: int
+
+
+# ------------------------------------------------------------------------------------------------------------ factories
+
+
+class Options(BaseModel):
+    """Base of a factory's own configuration keys: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildContext:
+    """What a factory may use besides its own options."""
+
+    name: str = ""
+    """The name that the configuration gives to what is built, e.g. ``edge`` of ``[engines.edge]``."""
+    base_dir: Path | None = None
+    """Folder of the configuration file; relative paths start here."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Where secrets are looked up by name."""
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    """Objects that the host lends: ``config``, ``plugins``, a loaded model, a mock transport in tests."""
+
+
+@dataclass(frozen=True)
+class Factory(Generic[Built]):
+    """A name's promise: its typed options, and how to build it. Making one imports nothing heavy."""
+
+    build: Callable[[Any, BuildContext], Built]
+    options: type[Options] = Options
+    summary: str = ""
+    """One line for listings."""
