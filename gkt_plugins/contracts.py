@@ -259,7 +259,7 @@ class Proposal:
     probs: Tensor | None
     """[B, gamma, vocab] distributions they were drawn from; None means that each was certain (one-hot)."""
     counts: Tensor | None = None
-    """[B] how many of the gamma are real, on the model's device; None means all. The rest is padding, never accepted."""
+    """[B] how many of the gamma are real, on the model's device; None means all. The rest is never accepted."""
 
 
 @dataclass(slots=True)
@@ -298,10 +298,7 @@ class Verifier(Protocol):
     """Decides. Tensors stay on the model's device; only integers reach the host."""
 
     def verify(self, proposal: Proposal, target_probs: Tensor, noise: Noise) -> Verdict:
-        """``target_probs``: [B, gamma + 1, vocab] after temperature and truncation; one-hot rows are greedy.
-
-        A verifier that needs the unscaled target at temperature 0 (leniency) says so by ``greedy_rows``.
-        """
+        """``target_probs``: [B, gamma + 1, vocab] after temperature and truncation; greedy rows are one-hot."""
         ...
 
 
