@@ -37,8 +37,8 @@ integration: setup .venv-vllm/.ready  ## real engines: `transformers serve`, vLL
 	touch $@
 
 benchmarks: setup  ## every benchmark, the quick form (minutes each)
-	$(BIN)/python -m benchmarks.guidance --quiet --quick
-	$(BIN)/python -m benchmarks.decoding --quiet --quick
+	$(BIN)/python -m benchmarks.guidance --quick
+	$(BIN)/python -m benchmarks.decoding --quick
 
 clean:           ## environments and outputs
 	rm -rf .venv .venv-vllm demo-out build dist

@@ -41,7 +41,11 @@ def make_expensive(small: LlamaForCausalLM, size: Size = EXPENSIVE) -> LlamaForC
     old = small.config
     head = old.head_dim or old.hidden_size // old.num_attention_heads
     queries_per_key = old.num_attention_heads // old.num_key_value_heads
-    if size.hidden < old.hidden_size or size.intermediate < old.intermediate_size or size.layers < old.num_hidden_layers:
+    if (
+        size.hidden < old.hidden_size
+        or size.intermediate < old.intermediate_size
+        or size.layers < old.num_hidden_layers
+    ):
         raise ValueError(f"{size} is smaller than the model it should hold")
     if size.hidden % (head * queries_per_key):
         raise ValueError(f"hidden size {size.hidden} is no multiple of {queries_per_key} heads of {head}")

@@ -1,0 +1,1 @@
+"""Measuring answers: intervals, accuracy against cost, plots."""
