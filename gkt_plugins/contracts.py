@@ -43,6 +43,7 @@ __all__ = [
     "Proposal",
     "Role",
     "Sampling",
+    "TargetScores",
     "TraceEvent",
     "Usage",
     "UsageRecord",
@@ -238,6 +239,11 @@ class DecodeState(Protocol):
         """[B] tokens in use of each row, at least 1."""
         ...
 
+    @property
+    def greedy(self) -> bool:
+        """Every row is at temperature 0 and its logits are used as they are: the draft is their argmax, one-hot."""
+        ...
+
     def draft_probs(self, logits: Tensor, drafted: Tensor) -> Tensor:
         """[B, vocab] distribution to draft from, under each row's own sampling options.
 
@@ -260,6 +266,28 @@ class Proposal:
     """[B, gamma, vocab] distributions they were drawn from; None means that each was certain (one-hot)."""
     counts: Tensor | None = None
     """[B] how many of the gamma are real, on the model's device; None means all. The rest is never accepted."""
+
+
+class TargetScores(Protocol):
+    """What the target says about the gamma + 1 positions of a block. Each form is computed when it is asked for."""
+
+    @property
+    def greedy(self) -> Sequence[bool]:
+        """[B] which rows are at temperature 0."""
+        ...
+
+    def argmax(self) -> Tensor:
+        """[B, gamma + 1] int64, the target's most likely token: all that greedy rows need."""
+        ...
+
+    def probs(self) -> Tensor:
+        """[B, gamma + 1, vocab] float32 after temperature and truncation; greedy rows are one-hot."""
+        ...
+
+    def log_ratio(self, ids: Tensor) -> Tensor:
+        """[B, gamma] log(p(token) / max p) of the drafted ``ids`` on the model's own distribution: at temperature 1,
+        untruncated, at most 0."""
+        ...
 
 
 @dataclass(slots=True)
@@ -297,8 +325,8 @@ class Drafter(Protocol):
 class Verifier(Protocol):
     """Decides. Tensors stay on the model's device; only integers reach the host."""
 
-    def verify(self, proposal: Proposal, target_probs: Tensor, noise: Noise) -> Verdict:
-        """``target_probs``: [B, gamma + 1, vocab] after temperature and truncation; greedy rows are one-hot."""
+    def verify(self, proposal: Proposal, target: TargetScores, noise: Noise) -> Verdict:
+        """Decide one block. A verifier that knows nothing of temperature 0 is right with ``target.probs()`` alone."""
         ...
 
 
