@@ -1,0 +1,160 @@
+"""What drivers use: prices every call, keeps it in the ledger, then tells observers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from gkt_plugins.accounting.prices import FirstKnown, cost_nano
+from gkt_plugins.contracts import BuildContext, Price, PriceSource, Role, Usage, UsageRecord
+from gkt_plugins.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gkt_plugins.plugins import Plugins
+
+__all__ = ["Accountant", "CallAccount", "Keeper", "price_sources"]
+
+_log = logging.getLogger(__name__)
+
+
+class Keeper(Protocol):
+    """What an accountant needs of a ledger; :class:`~gkt_plugins.accounting.ledger.Ledger` is one."""
+
+    async def opened(self, record: UsageRecord) -> None: ...
+    async def closed(self, record: UsageRecord) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+@dataclass(slots=True)
+class CallAccount:
+    """What is to be said of a call when it ends; set the fields inside :meth:`Accountant.call`."""
+
+    usage: Usage = field(default_factory=Usage)
+    status: Literal["final", "failed", "cancelled"] = "final"
+
+
+class Accountant:
+    """Prices, ledger and observers behind two calls: :meth:`opened` before a request goes out, :meth:`closed` after."""
+
+    def __init__(
+        self,
+        prices: PriceSource,
+        ledger: Keeper,
+        *,
+        observer: Callable[[UsageRecord], None] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``observer``: told of a closed record once the ledger has it; must not block (``plugins.record_usage``).
+
+        ``clock``: seconds since the epoch.
+        """
+        self._prices = prices
+        self._ledger = ledger
+        self._observer = observer
+        self._clock = clock
+
+    async def opened(self, record: UsageRecord) -> None:
+        """Put an ``open`` record on disk. Errors: as ``Ledger.opened``."""
+        await self._ledger.opened(record)
+
+    async def closed(self, record: UsageRecord) -> UsageRecord:
+        """Price the record and put it on disk. A cost that the engine reported is kept. Errors: as ``Ledger.closed``.
+
+        :returns: the record as it was written.
+        """
+        if record.cost_nano is None:
+            record = self._priced(record)
+        await self._ledger.closed(record)
+        if self._observer is not None:
+            self._observer(record)
+        return record
+
+    @asynccontextmanager
+    async def call(
+        self,
+        request_id: str,
+        role: Role,
+        engine: str,
+        model: str,
+        *,
+        call: int = 0,
+        attempt: int = 0,
+        pipeline: str = "",
+    ) -> AsyncIterator[CallAccount]:
+        """Account for the engine call inside the ``async with`` block.
+
+        ::
+
+            async with accountant.call(request_id, "teacher", engine.name, engine.model) as account:
+                [completion] = await engine.generate([call])
+                account.usage = completion.usage
+
+        Leaving the block closes the record: as ``failed`` when it raises, as ``cancelled`` when it is cancelled, else
+        as ``account.status`` says.
+        """
+        record = UsageRecord(
+            request_id=request_id,
+            call=call,
+            role=role,
+            attempt=attempt,
+            engine=engine,
+            model=model,
+            status="open",
+            started_at=self._clock(),
+            pipeline=pipeline,
+        )
+        account = CallAccount()
+        try:
+            await self.opened(record)
+        except asyncio.CancelledError:
+            await self.closed(replace(record, status="cancelled"))
+            raise
+        try:
+            yield account
+        except (asyncio.CancelledError, GeneratorExit):
+            account.status = "cancelled"
+            raise
+        except BaseException:
+            account.status = "failed"
+            raise
+        finally:
+            await self.closed(replace(record, status=account.status, usage=account.usage))
+
+    async def aclose(self) -> None:
+        """Close the ledger. Safe to call twice."""
+        await self._ledger.aclose()
+
+    def _priced(self, record: UsageRecord) -> UsageRecord:
+        price: Price | None = None
+        try:
+            price = self._prices.price(record.model)
+        except Exception:  # noqa: BLE001 - a price source may be someone else's code; what it cannot tell is unknown
+            _log.exception("the price of %r could not be told; its cost is unknown", record.model)
+        if price is None:
+            return record
+        cost = cost_nano(record.usage, price)
+        return replace(record, cost_nano=cost, currency=price.currency, price_source=price.source)
+
+
+def price_sources(plugins: Plugins, config: Any) -> FirstKnown:
+    """Every price source that is installed, the configuration's own ``[prices.MODEL]`` first.
+
+    One that cannot be built is named in the log and left out: what only it knows is unknown.
+
+    :raises ConfigError: a ``[prices.MODEL]`` section is no price.
+    """
+    provided = plugins.price_sources()
+    context = BuildContext(resources={"config": config, "plugins": plugins})
+    sources = [provided.build("config", {}, context)]
+    for name in provided:
+        if name != "config":
+            try:
+                sources.append(provided.build(name, {}, context))
+            except ConfigError as exc:
+                _log.warning("the price source %r is left out: %s", name, exc)
+    return FirstKnown(sources)

@@ -1,0 +1,153 @@
+"""``gkt ledger``: what was used, what it cost, and what the teacher alone would have cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gkt_plugins.errors import BackendError, ConfigError
+
+if TYPE_CHECKING:
+    from gkt_plugins.contracts import PriceSource
+
+__all__ = ["register"]
+
+ledger = typer.Typer(help="Report, recover and export what was used and what it cost.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.add_typer(ledger, name="ledger")
+
+
+class By(StrEnum):
+    """What a report tells apart."""
+
+    PIPELINE = "pipeline"
+    MODEL = "model"
+    ROLE = "role"
+    DAY = "day"
+
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="gkt.toml; default: GKT_CONFIG, else gkt.toml in this folder.")
+]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="The ledger, as sqlite:///FILE; default: the configuration's.")
+]
+SinceOption = Annotated[
+    str | None, typer.Option("--since", help="Only calls from this day or time on, e.g. 2026-11-21; UTC.")
+]
+
+
+@ledger.command()
+def report(
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    by: Annotated[list[By] | None, typer.Option("--by", help="May be repeated; default: model.")] = None,
+    since: SinceOption = None,
+    ratio: Annotated[
+        list[str] | None,
+        typer.Option("--ratio", help="TEACHER,STUDENT=R: measured teacher tokens per student token; default 1."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Add up calls, tokens, seconds and money. An unknown cost is counted as unknown, never as zero."""
+    from gkt_plugins.accounting.records import read_records
+    from gkt_plugins.accounting.report import DIMENSIONS, build_report
+
+    path, prices = _ledger_and_prices(config, url)
+    chosen = [name for name in DIMENSIONS if name in (by or [By.MODEL])]
+    ratios = dict(_parse_ratio(text) for text in ratio or [])
+    built = build_report(read_records(path, since=_parse_since(since)), chosen, prices=prices, token_ratios=ratios)
+    if as_json:
+        typer.echo(json.dumps(built.as_json(), ensure_ascii=False, indent=2))
+    else:
+        from rich.console import Console
+
+        from gkt_plugins.accounting.tables import render
+
+        Console().print(render(built))
+
+
+@ledger.command()
+def recover(config: ConfigOption = None, url: UrlOption = None) -> None:
+    """Mark calls whose process died as interrupted. Every opening of the ledger does this by itself."""
+    from gkt_plugins.accounting.ledger import Ledger
+
+    path, _ = _ledger_and_prices(config, url)
+    if not path.is_file():
+        raise BackendError(f"there is no ledger at {str(path)!r}; name another with --url")
+    opened = Ledger(path)
+    opened.close()
+    typer.echo(f"{opened.recovered} calls marked interrupted.")
+
+
+@ledger.command()
+def export(
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    since: SinceOption = None,
+    jsonl: Annotated[str, typer.Option("--jsonl", metavar="FILE", help="Where to write; - is the terminal.")] = "-",
+) -> None:
+    """Write every record as one line of JSON; unknown is null."""
+    from gkt_plugins.accounting.export import write_jsonl
+    from gkt_plugins.accounting.records import read_records
+
+    path, _ = _ledger_and_prices(config, url)
+    records = read_records(path, since=_parse_since(since))
+    if jsonl == "-":
+        write_jsonl(records, sys.stdout)
+        return
+    try:
+        with Path(jsonl).open("w", encoding="utf-8") as out:
+            lines = write_jsonl(records, out)
+    except OSError as exc:
+        raise BackendError(f"the export {jsonl!r} could not be written: {exc}; name another file") from exc
+    typer.echo(f"{lines} records written to {jsonl}.", err=True)
+
+
+def _ledger_and_prices(config: Path | None, url: str | None) -> tuple[Path, PriceSource | None]:
+    """Where the ledger is, and today's prices. With ``--url`` alone no configuration is read, so prices are unknown."""
+    from gkt_plugins.accounting.location import ledger_path
+
+    if url is not None and config is None:
+        return ledger_path(url), None
+    from gkt_plugins.config import load_config
+
+    from gkt_plugins.accounting.accountant import price_sources
+    from gkt_plugins.plugins import load_plugins
+
+    plugins = load_plugins()
+    loaded = load_config(config, plugins=plugins)
+    path = ledger_path(loaded.ledger.url, loaded.base_dir) if url is None else ledger_path(url)
+    return path, price_sources(plugins, loaded)
+
+
+def _parse_since(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise ConfigError(f"--since must be a day or a time, such as 2026-11-21T08:00, got {text!r}") from exc
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _parse_ratio(text: str) -> tuple[tuple[str, str], Fraction]:
+    pair, _, number = text.rpartition("=")
+    teacher, _, student = pair.partition(",")
+    try:
+        ratio = Fraction(number)
+    except (ValueError, ZeroDivisionError):
+        ratio = Fraction(0)
+    if not (teacher and student and ratio > 0):
+        raise ConfigError(f"--ratio must be TEACHER,STUDENT=R with R above 0, such as large,small=1.12, got {text!r}")
+    return (teacher, student), ratio
