@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from gkt_plugins._wording import suggestion
 from gkt_plugins.errors import ConfigError
 
-__all__ = ["KeyPath", "Problem", "dotted", "problems_of", "shown", "validate_options"]
+__all__ = ["KeyPath", "Problem", "dotted", "option_keys", "problems_of", "shown", "validate_options"]
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """Where a key stands: names of tables and keys, and positions in arrays."""
@@ -54,6 +54,11 @@ def dotted(path: KeyPath) -> str:
             quoted = part if bare.isalnum() and bare.isascii() else f'"{part}"'
             text += f".{quoted}" if text else quoted
     return text
+
+
+def option_keys(model: type[BaseModel]) -> list[str]:
+    """The keys that ``model`` takes, as they are written."""
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def shown(value: object) -> str:
@@ -130,7 +135,7 @@ def _keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     for part in path:
         fields = [it.model_fields[part] for it in models if part in it.model_fields]
         models = [found for field in fields for found in _models(field.annotation)] or models
-    return [field.alias or name for it in models for name, field in it.model_fields.items()]
+    return [key for it in models for key in option_keys(it)]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -1,0 +1,217 @@
+"""The sections of ``gkt.toml``: every key that is ours, its type, its range and its default.
+
+Sections are frozen and refuse unknown keys. Where a key names something that plugins provide (``adapter = "openai"``),
+the keys that are not the section's own are that factory's options, validated by its own model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+
+from gkt_plugins._problems import shown
+from gkt_plugins.accounting.money import parse_nano
+from gkt_plugins.contracts import Options
+from gkt_plugins.errors import ConfigError
+from gkt_plugins.plugins import Family
+
+__all__ = [
+    "ChoosingSection",
+    "Config",
+    "EngineSection",
+    "GatewaySection",
+    "GuidanceSection",
+    "LedgerSection",
+    "PipelineSection",
+    "PriceSection",
+    "PriceSourceSection",
+    "Section",
+    "SpeculationSection",
+    "VllmSection",
+]
+
+
+class Section(BaseModel):
+    """A table of the configuration: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ChoosingSection(Section):
+    """A table in which some keys name what plugins provide; their options stand beside them."""
+
+    chooses: ClassVar[Mapping[str, tuple[Family, str]]]
+    """Key → the family it names a member of, and the field that holds that member's validated options."""
+
+    @classmethod
+    def own_keys(cls) -> list[str]:
+        """The keys that are the section's own, whatever is chosen."""
+        held = {field for _, field in cls.chooses.values()}
+        return [name for name in cls.model_fields if name not in held]
+
+
+def _epsilon(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"must be in (0, 1], got {shown(value)}; 1 is lossless, smaller accepts more draft tokens")
+    return value
+
+
+def _gamma(value: object) -> object:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"must be an integer of at least 1, or 'auto', got {shown(value)}")
+    return value
+
+
+def _amount(value: object) -> object:
+    parse_nano(value)  # type: ignore[arg-type]  # it says what it expects when this is no string
+    return value
+
+
+Epsilon = Annotated[float, BeforeValidator(_epsilon)]
+Amount = Annotated[str, BeforeValidator(_amount)]
+ChosenOptions = SerializeAsAny[Options]
+
+
+class EngineSection(ChoosingSection):
+    """``[engines.NAME]``: an engine to call or to run. The other keys are the adapter's own."""
+
+    chooses = {"adapter": ("engines", "options")}
+
+    adapter: str
+    """Which kind of engine; ``gkt plugins`` lists what is installed."""
+    options: ChosenOptions
+
+
+class PriceSection(Section):
+    """``[prices.MODEL]``: what a model costs, as decimal strings, which are exact."""
+
+    currency: str = "USD"
+    """Amounts in different currencies are never added."""
+    input_per_million: Amount | None = None
+    """Per million prompt tokens."""
+    output_per_million: Amount | None = None
+    """Per million generated tokens."""
+    cached_input_per_million: Amount | None = None
+    """Per million prompt tokens that the engine had cached; the input price where absent."""
+    per_hour: Amount | None = None
+    """Per hour of own hardware."""
+
+
+class PriceSourceSection(ChoosingSection):
+    """``[price_sources.NAME]``: where prices come from that ``[prices]`` does not give; asked in the file's order."""
+
+    chooses = {"source": ("price_sources", "options")}
+
+    source: str
+    """Which kind of source; the other keys are its own."""
+    options: ChosenOptions
+
+
+class GuidanceSection(ChoosingSection):
+    """``[pipelines.NAME.guidance]``: how much the teacher writes, and what of it is handed over."""
+
+    chooses = {"length": ("length_policies", "length_options"), "cut": ("cutting_policies", "cut_options")}
+
+    length: str = "fixed"
+    """The length policy; its options stand beside it."""
+    cut: str = "word"
+    """The cutting policy; its options stand beside it."""
+    on_teacher_error: Literal["student", "fail"] = "student"
+    """When the teacher fails before any text was released: the student answers alone, or the request fails."""
+    preset: str | None = None
+    """Named generation settings of the GKT paper."""
+    length_options: ChosenOptions
+    cut_options: ChosenOptions
+
+
+class PipelineSection(Section):
+    """``[pipelines.NAME]``: who answers, and who guides. Without a teacher the student answers alone."""
+
+    student: str
+    """Name of an engine: it completes the answer."""
+    teacher: str | None = None
+    """Name of an engine: it writes the first tokens."""
+    guidance: GuidanceSection
+
+
+class SpeculationSection(ChoosingSection):
+    """``[speculation]``: how blocks are drafted and accepted, for the engine that runs in this process."""
+
+    chooses = {
+        "drafter": ("drafters", "drafter_options"),
+        "verifier": ("verifiers", "verifier_options"),
+        "rule": ("leniency_rules", "rule_options"),
+    }
+
+    drafter: str
+    """Who proposes; its options stand beside it."""
+    gamma: Annotated[int | Literal["auto"], BeforeValidator(_gamma)] = "auto"
+    """Draft tokens per block, at least 1; ``auto`` follows measured step costs and may switch speculation off."""
+    verifier: str = "exact"
+    """``exact`` keeps the target's distribution."""
+    rule: str = "linear"
+    """The leniency rule, for a lenient verifier."""
+    epsilon: Epsilon = 1.0
+    """The leniency in (0, 1], for a lenient verifier; 1 is lossless."""
+    drafter_options: ChosenOptions
+    verifier_options: ChosenOptions
+    rule_options: ChosenOptions
+
+
+class LedgerSection(Section):
+    """``[ledger]``: the database that keeps one row per engine call."""
+
+    url: str = "sqlite:///gkt.db"
+    """SQLAlchemy URL without a password."""
+    url_env: str | None = None
+    """Environment variable that holds the URL, for one with a password; it replaces ``url``."""
+
+    @model_validator(mode="after")
+    def _one_url(self) -> LedgerSection:
+        if self.url_env is not None and "url" in self.model_fields_set:
+            raise ValueError("has both url and url_env; keep one of them")
+        return self
+
+    def resolved_url(self, env: Mapping[str, str]) -> str:
+        """The URL to connect to. :raises ConfigError: ``url_env`` names a variable that is not set."""
+        if self.url_env is None:
+            return self.url
+        if not env.get(self.url_env):
+            raise ConfigError(f"ledger.url_env names {self.url_env}, and that environment variable is not set")
+        return env[self.url_env]
+
+
+class GatewaySection(Section):
+    """``[gateway]``: the OpenAI-compatible front door."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    keys_env: str | None = None
+    """Environment variable that holds the keys of clients."""
+
+
+class VllmSection(Section):
+    """``[vllm]``: what holds inside vLLM only."""
+
+    max_leniency: Epsilon = 1.0
+    """Smallest epsilon that a request may ask for; 1 allows no leniency."""
+
+
+class Config(Section):
+    """A whole ``gkt.toml``, checked."""
+
+    engines: dict[str, EngineSection] = {}
+    prices: dict[str, PriceSection] = {}
+    price_sources: dict[str, PriceSourceSection] = {}
+    pipelines: dict[str, PipelineSection] = {}
+    speculation: SpeculationSection | None = None
+    ledger: LedgerSection = LedgerSection()
+    gateway: GatewaySection = GatewaySection()
+    vllm: VllmSection = VllmSection()
+    base_dir: Annotated[Path, Field(exclude=True)]
+    """Folder of the file: relative paths start here."""
+    source: Annotated[Path | None, Field(exclude=True)] = None
+    """The file; None for a text."""
