@@ -400,9 +400,9 @@ class TraceEvent:
 
 
 class Options(BaseModel):
-    """Base of a factory's own configuration keys: frozen, and unknown keys are errors."""
+    """Base of a factory's own configuration keys: frozen, unknown keys are errors, docstrings describe the keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True, slots=True)
