@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from gkt_plugins.errors import BackendError
@@ -24,9 +25,7 @@ def connect(path: Path) -> Engine:
     Writers take the write lock at once (``BEGIN IMMEDIATE``), so that a read followed by a write never fails half-way;
     a connection with the execution option ``reading`` sees one unmoving snapshot and blocks nobody.
     """
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)), poolclass=NullPool, connect_args={"timeout": _BUSY_TIMEOUT_S}
-    )
+    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_TIMEOUT_S})
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: object) -> None:
@@ -46,7 +45,7 @@ def sentence(path: Path, doing: str) -> Iterator[None]:
     """Turn a database's or a disk's complaint into one :class:`BackendError` that says what to do."""
     try:
         yield
-    except (SQLAlchemyError, OSError) as exc:
+    except (SQLAlchemyError, sqlite3.Error, OSError) as exc:
         cause = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
         raise BackendError(f"the ledger {str(path)!r} could not be {doing}: {cause}; {_advice(str(cause))}") from exc
 
