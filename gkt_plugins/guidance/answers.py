@@ -1,0 +1,118 @@
+"""What a driver hands back: the answer, who wrote which part of it, and what it used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gkt_plugins.contracts import FinishReason, Role, Usage, UsageRecord
+from gkt_plugins.errors import EngineError, GktError
+from gkt_plugins.guidance.events import Action, Emit, FailChoice, FailRequest, Finish
+
+__all__ = ["Answer", "AnswerBuilder", "Choice", "total_usage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a request's answers."""
+
+    text: str
+    guidance: str
+    """The beginning of ``text`` that the teacher wrote; empty where there was no guidance."""
+    finish_reason: FinishReason | None
+    """None: it failed, and ``text`` is what was released before."""
+    notes: tuple[str, ...] = ()
+    error: EngineError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Everything about one request."""
+
+    request_id: str
+    choices: tuple[Choice, ...] = ()
+    error: GktError | None = None
+    """Why there are no choices."""
+    records: tuple[UsageRecord, ...] = ()
+    """One per engine call, as the ledger has them."""
+
+    @property
+    def text(self) -> str:
+        """The first choice's text; empty where there is none."""
+        return self.choices[0].text if self.choices else ""
+
+    @property
+    def guidance(self) -> str:
+        """The first choice's guidance."""
+        return self.choices[0].guidance if self.choices else ""
+
+    @property
+    def errors(self) -> tuple[GktError, ...]:
+        """What went wrong, of the request or of its choices; empty where all is well."""
+        return (self.error,) if self.error else tuple(choice.error for choice in self.choices if choice.error)
+
+    @property
+    def usage(self) -> dict[Role, Usage]:
+        """Totals by role."""
+        roles = dict.fromkeys(record.role for record in self.records)
+        return {role: total_usage(r.usage for r in self.records if r.role == role) for role in roles}
+
+
+def total_usage(usages: Iterable[Usage]) -> Usage:
+    """The sum of at least one; a count that is unknown for one of them is unknown for all."""
+    known = list(usages)
+    return Usage(
+        prompt_tokens=_total([usage.prompt_tokens for usage in known]),
+        cached_tokens=_total([usage.cached_tokens for usage in known]),
+        completion_tokens=_total([usage.completion_tokens for usage in known]),
+        drafted_tokens=sum(usage.drafted_tokens for usage in known),
+        accepted_tokens=sum(usage.accepted_tokens for usage in known),
+        seconds=None if any(u.seconds is None for u in known) else sum(u.seconds or 0.0 for u in known),
+        estimated=any(usage.estimated for usage in known),
+    )
+
+
+def _total(counts: list[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+@dataclass
+class _Growing:
+    text: str = ""
+    guidance: str = ""
+    finish_reason: FinishReason | None = None
+    notes: tuple[str, ...] = ()
+    error: EngineError | None = None
+
+
+@dataclass
+class AnswerBuilder:
+    """Gathers the machine's actions into an :class:`Answer`."""
+
+    request_id: str
+    error: GktError | None = None
+    records: list[UsageRecord] = field(default_factory=list)
+    _choices: dict[int, _Growing] = field(default_factory=dict)
+
+    def add(self, action: Action) -> None:
+        """Take note of ``action``, if it is about the answer."""
+        if isinstance(action, FailRequest):
+            self.error = action.error
+        elif isinstance(action, Emit | Finish | FailChoice):
+            choice = self._choices.setdefault(action.choice, _Growing())
+            if isinstance(action, Emit):
+                choice.text += action.text
+                choice.guidance += action.text if action.role == "teacher" else ""
+                return
+            choice.notes = action.notes
+            if isinstance(action, Finish):
+                choice.finish_reason = action.finish_reason
+            else:
+                choice.error = action.error
+
+    def build(self) -> Answer:
+        choices = tuple(
+            Choice(c.text, c.guidance, c.finish_reason, c.notes, c.error) for _, c in sorted(self._choices.items())
+        )
+        return Answer(self.request_id, () if self.error else choices, self.error, tuple(self.records))
