@@ -16,7 +16,7 @@ from gkt_plugins._wording import suggestion
 from gkt_plugins.accounting.prices import parse_price
 from gkt_plugins.contracts import Options
 from gkt_plugins.errors import ConfigError
-from gkt_plugins.plugins import FAMILIES, Plugins, load_plugins
+from gkt_plugins.plugins import FAMILIES, Family, Plugins, load_plugins
 from gkt_plugins.sections import (
     ChoosingSection,
     Config,
@@ -44,6 +44,7 @@ __all__ = [
     "SpeculationSection",
     "VllmSection",
     "as_written",
+    "chosen_names",
     "environment_names",
     "load_config",
 ]
@@ -76,7 +77,7 @@ def load_config(
     return Config(**sections, base_dir=base_dir, source=source.path)
 
 
-def as_written(section: BaseModel) -> dict[str, Any]:
+def as_written(section: Section) -> dict[str, Any]:
     """``section`` in the layout of the file, defaults included, as JSON would have it."""
     written: dict[str, Any] = {}
     for name, value in section:
@@ -89,6 +90,19 @@ def as_written(section: BaseModel) -> dict[str, Any]:
         elif not type(section).model_fields[name].exclude:
             written[name] = value
     return written
+
+
+def chosen_names(section: Section, path: KeyPath = ()) -> Iterator[tuple[str, Family, str]]:
+    """Dotted key, family and name of everything in ``section`` that plugins provide."""
+    if isinstance(section, ChoosingSection):
+        for key, (family, _) in section.chooses.items():
+            yield dotted((*path, key)), family, getattr(section, key)
+    for name, value in section:
+        if isinstance(value, Section):
+            yield from chosen_names(value, (*path, name))
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                yield from chosen_names(inner, (*path, name, key))
 
 
 def environment_names(config: Config) -> dict[str, str]:
