@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from gkt_plugins.accounting.ledger import Ledger
 from gkt_plugins.accounting.prices import FirstKnown, cost_nano
 from gkt_plugins.contracts import BuildContext, Price, PriceSource, Role, Usage, UsageRecord
-from gkt_plugins.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gkt_plugins.config import Config
     from gkt_plugins.plugins import Plugins
 
-__all__ = ["Accountant", "CallAccount", "Keeper", "price_sources"]
+__all__ = ["Accountant", "CallAccount", "Keeper", "open_accountant", "price_sources"]
 
 _log = logging.getLogger(__name__)
 
 
 class Keeper(Protocol):
-    """What an accountant needs of a ledger; :class:`~gkt_plugins.accounting.ledger.Ledger` is one."""
+    """What an accountant needs of a ledger; :class:`Ledger` is one."""
 
     async def opened(self, record: UsageRecord) -> None: ...
     async def closed(self, record: UsageRecord) -> None: ...
@@ -141,20 +143,32 @@ class Accountant:
         return replace(record, cost_nano=cost, currency=price.currency, price_source=price.source)
 
 
-def price_sources(plugins: Plugins, config: Any) -> FirstKnown:
-    """Every price source that is installed, the configuration's own ``[prices.MODEL]`` first.
+def price_sources(config: Config, plugins: Plugins, env: Mapping[str, str] | None = None) -> FirstKnown:
+    """Every price source of the configuration: ``[prices.MODEL]`` first, then ``[price_sources.NAME]`` in order.
 
-    One that cannot be built is named in the log and left out: what only it knows is unknown.
+    ``env``: stands in for ``os.environ``.
 
-    :raises ConfigError: a ``[prices.MODEL]`` section is no price.
+    :raises ConfigError: one of them cannot be built.
     """
+    context = BuildContext(
+        base_dir=config.base_dir,
+        env=os.environ if env is None else env,
+        resources={"config": config, "plugins": plugins},
+    )
     provided = plugins.price_sources()
-    context = BuildContext(resources={"config": config, "plugins": plugins})
-    sources = [provided.build("config", {}, context)]
-    for name in provided:
-        if name != "config":
-            try:
-                sources.append(provided.build(name, {}, context))
-            except ConfigError as exc:
-                _log.warning("the price source %r is left out: %s", name, exc)
-    return FirstKnown(sources)
+    others = [
+        provided.build(section.source, section.options, replace(context, name=name))
+        for name, section in config.price_sources.items()
+    ]
+    return FirstKnown([provided.build("config", {}, context), *others])
+
+
+def open_accountant(config: Config, plugins: Plugins, env: Mapping[str, str] | None = None) -> Accountant:
+    """The accountant that the configuration describes; close it when done. ``env``: stands in for ``os.environ``.
+
+    :raises ConfigError: a price or the ledger's URL cannot be used.
+    :raises BackendError: the ledger cannot be opened.
+    """
+    prices = price_sources(config, plugins, env)
+    url = config.ledger.resolved_url(os.environ if env is None else env)
+    return Accountant(prices, Ledger.open(url, base_dir=config.base_dir), observer=plugins.record_usage)

@@ -21,7 +21,7 @@ _AMOUNTS = {
 }
 
 
-def parse_price(model: str, section: Mapping[str, Any]) -> Price:
+def parse_price(model: str, section: Mapping[str, Any], *, source: str = "config") -> Price:
     """One ``[prices.MODEL]`` section: decimal strings, None for what is not given.
 
     Keys: ``input_per_million``, ``output_per_million``, ``cached_input_per_million`` (tokens), ``per_hour`` (own
@@ -48,18 +48,18 @@ def parse_price(model: str, section: Mapping[str, Any]) -> Price:
                           "give both input_per_million and output_per_million")
     if not amounts:
         raise ConfigError(f"{where} names no price; give input_per_million and output_per_million, or per_hour")
-    return Price(currency=currency, source="config", **amounts)
+    return Price(currency=currency, source=source, **amounts)
 
 
 class ConfigPrices:
-    """Prices written down in ``gkt.toml``."""
+    """Prices written down: in ``gkt.toml``, or in a file of their own."""
 
-    def __init__(self, sections: Mapping[str, Mapping[str, Any]]) -> None:
-        """``sections``: model → the keys of :func:`parse_price`.
+    def __init__(self, sections: Mapping[str, Mapping[str, Any]], *, source: str = "config") -> None:
+        """``sections``: model → the keys of :func:`parse_price`. ``source``: what records name as theirs.
 
         :raises ConfigError: a section that is no price.
         """
-        self._prices = {model: parse_price(model, section) for model, section in sections.items()}
+        self._prices = {model: parse_price(model, section, source=source) for model, section in sections.items()}
 
     def price(self, model: str) -> Price | None:
         return self._prices.get(model)

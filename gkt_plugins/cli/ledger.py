@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -120,15 +121,14 @@ def _ledger_and_prices(config: Path | None, url: str | None) -> tuple[Path, Pric
 
     if url is not None and config is None:
         return ledger_path(url), None
-    from gkt_plugins.config import load_config
-
     from gkt_plugins.accounting.accountant import price_sources
+    from gkt_plugins.config import load_config
     from gkt_plugins.plugins import load_plugins
 
     plugins = load_plugins()
     loaded = load_config(config, plugins=plugins)
-    path = ledger_path(loaded.ledger.url, loaded.base_dir) if url is None else ledger_path(url)
-    return path, price_sources(plugins, loaded)
+    path = ledger_path(loaded.ledger.resolved_url(os.environ), loaded.base_dir) if url is None else ledger_path(url)
+    return path, price_sources(loaded, plugins)
 
 
 def _parse_since(text: str | None) -> float | None:

@@ -108,7 +108,7 @@ def test_the_first_source_that_knows_a_model_gives_its_whole_price() -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"input_per_million": 2.5, "output_per_million": "1"}, r"prices\.m\.input_per_million must be a decimal string"),
+        ({"input_per_million": 2.5, "output_per_million": "1"}, r"prices\.m\.input_per_million must be a decimal"),
         ({"per_hour": "cheap"}, r"prices\.m\.per_hour must be a decimal string .* got 'cheap'"),
         ({"output_per_million": "1"}, r"prices\.m is half a price .* give both"),
         ({"cached_input_per_million": "1", "per_hour": "1"}, r"prices\.m is half a price"),
