@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import Group as Stack
-from rich.console import RenderableType
+from rich import box
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -13,53 +14,86 @@ from gkt_plugins.accounting.counterfactual import ASSUMPTIONS, Comparison, Teach
 from gkt_plugins.accounting.money import NANO, format_money
 from gkt_plugins.accounting.report import Group, Report, Tally
 
-__all__ = ["render"]
+__all__ = ["show"]
+
+_VERY_WIDE = 10_000
 
 
-def render(report: Report) -> RenderableType:
-    """Everything that the report says."""
+def show(report: Report, console: Console) -> None:
+    """Print everything that the report says. Where a terminal is too narrow lines run on: no digit is left out."""
+    terminal_width = console.width
+    for part in _parts(report):
+        if isinstance(part, Table):
+            _keep_whole(part)
+            least = Measurement.get(console, console.options.update(max_width=_VERY_WIDE), part).minimum
+            console.width = max(terminal_width, least)
+        console.print(part)
+        console.width = terminal_width
+
+
+def _keep_whole(table: Table) -> None:
+    """Columns that do not wrap are never narrower than what is in them."""
+    for column in table.columns:
+        if column.no_wrap:
+            cells = [str(cell) for cell in (column.header, *column.cells)]
+            column.min_width = max(len(line) for cell in cells for line in cell.split("\n"))
+
+
+def _parts(report: Report) -> Iterator[RenderableType]:
     if not report.total.calls:
-        return Text("The ledger holds no calls in this time.")
-    parts: list[RenderableType] = [_usage_table(report)]
+        yield Text("The ledger holds no calls in this time.")
+        return
+    yield _usage_table(report)
     if report.total.estimated_calls:
-        parts.append(Text(f"{report.total.estimated_calls} calls are estimated: their engine did not report them."))
-    if report.teacher_alone.comparisons or report.teacher_alone.left_out:
-        parts += ["", *_teacher_alone(report.teacher_alone)]
-    return Stack(*parts)
+        yield Text(f"{report.total.estimated_calls} calls are estimated: their engine did not report them.")
+    yield from _teacher_alone(report.teacher_alone)
 
 
 def _usage_table(report: Report) -> Table:
-    table = Table(title="Usage and cost", title_justify="left")
+    table = _table("Usage and cost")
     for dimension in report.by:
         table.add_column(dimension, overflow="fold")
-    drafts = report.total.drafted_tokens > 0
-    for heading in ("calls", "prompt", "cached", "completion", *(("drafted", "accepted") if drafts else ()), "seconds"):
-        table.add_column(heading, justify="right")
-    table.add_column("cost", justify="right", overflow="fold")
+    total = report.total
+    optional = {
+        "cached": total.cached_tokens.known_calls > 0,
+        "accepted/drafted": total.drafted_tokens > 0,
+    }
+    headings = ("calls", "prompt", "cached", "completion", "accepted/drafted", "seconds", "cost")
+    shown = [heading for heading in headings if optional.get(heading, True)]
+    for heading in shown:
+        table.add_column(heading.replace("/", "/\n"), justify="right", no_wrap=True)  # a number is never cut in two
     for group in report.groups:
-        table.add_row(*(Text(value or "(none)") for value in group.key), *_cells(group, drafts=drafts))
+        cells = _cells(group)
+        table.add_row(*(Text(value or "(none)") for value in group.key), *(cells[heading] for heading in shown))
     if len(report.groups) > 1:
         table.add_section()
         names = [Text("total"), *(Text("") for _ in report.by[1:])]
-        table.add_row(*names, *_cells(report.total, drafts=drafts), style="bold")
+        cells = _cells(total)
+        table.add_row(*names, *(cells[heading] for heading in shown), style="bold")
     return table
 
 
-def _cells(group: Group, *, drafts: bool) -> Iterator[Text]:
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _cells(group: Group) -> dict[str, Text]:
     unfinished = [f"{n:,} {status}" for status, n in sorted(group.statuses.items()) if status != "final"]
-    yield Text("\n".join([f"{group.calls:,}", *unfinished]))
-    for tally in (group.prompt_tokens, group.cached_tokens, group.completion_tokens):
-        yield _tally(tally, f"{tally.known:,}")
-    if drafts:
-        yield Text(f"{group.drafted_tokens:,}")
-        yield Text(f"{group.accepted_tokens:,}")
-    yield _tally(group.duration_ns, f"{group.duration_ns.known / NANO:,.3f}")
-    known = [format_money(nano, currency) for currency, nano in sorted(group.cost_nano.items())]
-    yield Text("\n".join([*known, *_unknown(group.unknown_cost_calls)]))
+    money = [format_money(nano, currency) for currency, nano in sorted(group.cost_nano.items())]
+    cells = {
+        "calls": [f"{group.calls:,}", *unfinished],
+        "prompt": _tally(group.prompt_tokens, f"{group.prompt_tokens.known:,}"),
+        "cached": _tally(group.cached_tokens, f"{group.cached_tokens.known:,}"),
+        "completion": _tally(group.completion_tokens, f"{group.completion_tokens.known:,}"),
+        "accepted/drafted": [f"{group.accepted_tokens:,}/{group.drafted_tokens:,}"],
+        "seconds": _tally(group.duration_ns, f"{group.duration_ns.known / NANO:,.3f}"),
+        "cost": [*money, *_unknown(group.unknown_cost_calls)],
+    }
+    return {heading: Text("\n".join(lines)) for heading, lines in cells.items()}
 
 
-def _tally(tally: Tally, known: str) -> Text:
-    return Text("\n".join([*([known] if tally.known_calls else []), *_unknown(tally.unknown_calls)]))
+def _tally(tally: Tally, known: str) -> list[str]:
+    return [*([known] if tally.known_calls else []), *_unknown(tally.unknown_calls)]
 
 
 def _unknown(calls: int) -> list[str]:
@@ -67,11 +101,11 @@ def _unknown(calls: int) -> list[str]:
 
 
 def _teacher_alone(estimate: TeacherAlone) -> Iterator[RenderableType]:
-    table = Table(title="Against the teacher alone (estimate)", title_justify="left")
+    table = _table("Against the teacher alone (estimate)")
     table.add_column("pipeline", overflow="fold")
     table.add_column("teacher", overflow="fold")
     for heading in ("requests", "spent", "teacher alone", "saved"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for comparison in estimate.comparisons:
         saving = comparison.saving
         table.add_row(

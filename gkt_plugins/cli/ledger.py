@@ -73,9 +73,9 @@ def report(
     else:
         from rich.console import Console
 
-        from gkt_plugins.accounting.tables import render
+        from gkt_plugins.accounting.tables import show
 
-        Console().print(render(built))
+        show(built, Console())
 
 
 @ledger.command()

@@ -12,7 +12,7 @@ from gkt_plugins.accounting.counterfactual import Comparison, token_ratio
 from gkt_plugins.accounting.export import as_json
 from gkt_plugins.accounting.prices import ConfigPrices, cost_nano
 from gkt_plugins.accounting.report import DIMENSIONS, Group, Report, build_report
-from gkt_plugins.accounting.tables import render
+from gkt_plugins.accounting.tables import show
 from gkt_plugins.contracts import Usage, UsageRecord
 
 PRICES = ConfigPrices(
@@ -43,10 +43,10 @@ def teacher_alone(records: list[UsageRecord], **options: Any) -> tuple[list[Comp
     return estimate.comparisons, estimate.left_out
 
 
-def text_of(report: Report) -> str:
-    console = Console(width=200)
+def text_of(report: Report, width: int = 200) -> str:
+    console = Console(width=width)
     with console.capture() as capture:
-        console.print(render(report))
+        show(report, console)
     return capture.get()
 
 
@@ -163,7 +163,7 @@ def test_what_is_unknown_is_counted_and_never_adds_a_zero(records: list[UsageRec
 def test_a_table_shows_unknown_where_nothing_is_known(records: list[UsageRecord]) -> None:
     lost = [replace(record, usage=Usage(), cost_nano=None) for record in records]
     shown = text_of(build_report(lost, []))
-    assert shown.count(f"{len(lost)} unknown") == 5  # prompt, cached, completion, seconds, cost
+    assert shown.count(f"{len(lost)} unknown") == 4  # prompt, completion, seconds, cost
     assert "USD" not in shown
 
 
@@ -177,6 +177,14 @@ def test_the_tables_name_the_estimate_its_assumptions_and_every_digit_of_the_mon
     assert "USD 0.001780001" in shown  # spent in all
     assert "1 interrupted" in shown
     assert "Left out of the comparison: 1 requests of default: no teacher call." in shown
+
+
+def test_no_amount_is_cut_in_two_on_a_narrow_terminal() -> None:
+    dear = call("c", "student", 123_456_789, 98_765_432, model="dear", cost_nano=1_234_567_890_123_456_789)
+    drafted = replace(dear, usage=replace(dear.usage, cached_tokens=5, drafted_tokens=40, accepted_tokens=31))
+    shown = text_of(build_report([drafted, *ONE], ["model"], prices=PRICES), width=80)
+    for whole in ("USD 1234567890.123456789", "USD 1234567890.124201789", "123,456,789", "98,765,432", "31/40"):
+        assert whole in shown
 
 
 def test_an_empty_ledger_says_so() -> None:
