@@ -21,18 +21,21 @@ class Counts:
     accepted: int = 0
     """Of them, kept by the verifier."""
     bonus: int = 0
-    """Blocks in which all drafted tokens were accepted, so that the target's extra token came for free."""
+    """Extra tokens of the target, from blocks in which all drafted tokens were accepted."""
     blocks: int = 0
     """Target calls that verified at least one drafted token."""
 
-    def add_block(self, drafted: int, accepted: int) -> None:
-        """Count one block of one row. A block without drafted tokens is a plain step and is not counted."""
+    def add_block(self, drafted: int, accepted: int, *, bonus: bool) -> None:
+        """Count one block of one row. A block without drafted tokens is a plain step and is not counted.
+
+        ``accepted``: of those that became part of the answer; drafted tokens behind its end count as not accepted.
+        """
         assert 0 <= accepted <= drafted
         if drafted:
             self.drafted += drafted
             self.tested += min(accepted + 1, drafted)
             self.accepted += accepted
-            self.bonus += accepted == drafted
+            self.bonus += bonus
             self.blocks += 1
 
     def __add__(self, other: Counts) -> Counts:

@@ -17,7 +17,9 @@ __all__ = ["CappedRule", "check_epsilon", "exponential", "linear", "square"]
 def check_epsilon(epsilon: float) -> float:
     """Return ``epsilon``, or raise ValueError when it is outside (0, 1]."""
     if not 0 < epsilon <= 1:
-        raise ValueError(f"leniency must be in (0, 1], got {epsilon!r}; 1 is lossless, smaller accepts more draft tokens")
+        raise ValueError(
+            f"leniency must be in (0, 1], got {epsilon!r}; 1 is lossless, smaller accepts more draft tokens"
+        )
     return epsilon
 
 
