@@ -15,14 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gkt_plugins.demo.models import model_dir
-from gkt_plugins.demo.problems import test_problems as held_out_problems
+from gkt_plugins.demo.problems import problems
 
 ROOT = Path(__file__).parent.parent
 VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 
 
 def questions(count: int) -> list[str]:
-    return [problem.question for problem in held_out_problems(count)]
+    return [problem.question for problem in problems(0, count, split="test")]
 
 
 def greedy(name: str, count: int, max_tokens: int) -> tuple[list[list[int]], list[list[int]], list[str]]:

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-__all__ = ["Estimate", "mean_estimate", "median_estimate", "share_estimate"]
+__all__ = ["Estimate", "mean_estimate", "median_estimate", "ratio_estimate", "share_estimate"]
 
 CONFIDENCE = 0.95
 
@@ -57,6 +57,21 @@ def mean_estimate(values: Sequence[float], *, seed: int = 0, resamples: int = 40
     :raises ValueError: fewer than two values.
     """
     return _bootstrap(values, np.mean, seed, resamples)
+
+
+def ratio_estimate(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> Estimate:
+    """Ratio of two sums over the same items, with a percentile bootstrap interval over the items.
+
+    :raises ValueError: fewer than two items, or not the same number of both.
+    """
+    pairs = np.column_stack([np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)])
+    if len(pairs) < 2:
+        raise ValueError(f"an interval needs at least 2 items, got {len(pairs)}")
+    draws = np.random.default_rng(seed).integers(0, len(pairs), size=(4000, len(pairs)))
+    sums = pairs[draws].sum(axis=1)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    total = pairs.sum(axis=0)
+    return Estimate(float(total[0] / total[1]), float(low), float(high), len(pairs))
 
 
 def _bootstrap(values: Sequence[float], statistic: object, seed: int, resamples: int) -> Estimate:

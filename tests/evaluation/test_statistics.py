@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gkt_plugins.evaluation.statistics import mean_estimate, median_estimate, share_estimate
+from gkt_plugins.evaluation.statistics import mean_estimate, median_estimate, ratio_estimate, share_estimate
 
 
 def test_wilson_interval_equals_scipy_s() -> None:
@@ -34,3 +34,11 @@ def test_an_estimate_says_when_its_interval_cannot_answer_the_question() -> None
 def test_an_impossible_count_is_refused(hits: int, n: int) -> None:
     with pytest.raises(ValueError, match="expected 0 <= hits <= n"):
         share_estimate(hits, n)
+
+
+def test_a_ratio_of_sums_weighs_items_by_their_size_and_an_exact_ratio_has_no_spread() -> None:
+    assert ratio_estimate([1.0, 30.0], [2.0, 20.0]).value == pytest.approx(31 / 22)
+    exact = ratio_estimate([1.0, 2.0, 7.0], [2.0, 4.0, 14.0])
+    assert (exact.low, exact.value, exact.high) == pytest.approx((0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="at least 2 items"):
+        ratio_estimate([1.0], [1.0])
