@@ -91,7 +91,8 @@ def mbsu(alpha: float, gamma: int, draft_parameters: int, target_parameters: int
     """
     if draft_parameters < 0 or target_parameters <= 0:
         raise ValueError(
-            f"parameters must be at least 0 (draft) and at least 1 (target), got {draft_parameters} and {target_parameters}"
+            "parameters must be at least 0 (draft) and at least 1 (target), "
+            f"got {draft_parameters} and {target_parameters}"
         )
     return speedup(alpha, gamma, draft_parameters / target_parameters)
 

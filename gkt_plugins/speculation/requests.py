@@ -28,7 +28,7 @@ class DecodeRequest:
     """One row: token ids to continue, and how."""
 
     token_ids: Sequence[int]
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     eos_ids: tuple[int, ...] = ()
     """Tokens that end the answer; the one that did is its last token."""
     processors: Sequence[LogitsProcessor] = ()

@@ -34,7 +34,7 @@ def _check(request: DecodeRequest, vocab_size: int, context: int, tokenizer: Any
         )
     if min(ids) < 0 or max(ids) >= vocab_size:
         raise RequestError(
-            f"expected token ids from 0 to {vocab_size - 1}, got {min(ids)} to {max(ids)}; is it the target's tokenizer?"
+            f"expected token ids from 0 to {vocab_size - 1}, got {min(ids)} to {max(ids)}; use the target's tokenizer"
         )
     if request.sampling.max_tokens < 1:
         raise RequestError(f"expected max_tokens of at least 1, got {request.sampling.max_tokens}")
@@ -120,7 +120,7 @@ class Row:
         if self._on_finish is not None:
             try:
                 self._on_finish(self.result)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the caller's own
                 _log.exception("a callback for a finished row failed; the row's result is returned all the same")
         return self.result
 
