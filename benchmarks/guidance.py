@@ -17,9 +17,7 @@ import asyncio
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from benchmarks._models import describe, expensive_target, held_out, tokenizer
@@ -27,9 +25,8 @@ from benchmarks._report import Report, arguments
 from gkt_plugins.config import load_config
 from gkt_plugins.contracts import Sampling
 from gkt_plugins.demo.models import model_dir
-from gkt_plugins.demo.problems import Problem, score
-from gkt_plugins.evaluation.statistics import Estimate, mean_estimate, ratio_estimate, share_estimate
-from gkt_plugins.guidance.answers import Answer
+from gkt_plugins.demo.sides import Side, answer_problems
+from gkt_plugins.evaluation.statistics import mean_estimate, ratio_estimate
 from gkt_plugins.guidance.pipeline import Pipeline
 
 MAX_TOKENS = 384
@@ -75,58 +72,6 @@ url = "sqlite:///{folder}/ledger.db"
 """
 
 
-@dataclass
-class Side:
-    """Answers of one pipeline, in the order of the problems."""
-
-    problems: list[Problem]
-    answers: list[Answer]
-    seconds: float
-
-    @property
-    def hits(self) -> list[bool]:
-        return [score(p, a.text) is True for p, a in zip(self.problems, self.answers, strict=True)]
-
-    @property
-    def accuracy(self) -> Estimate:
-        return share_estimate(sum(self.hits), len(self.hits))
-
-    @property
-    def costs(self) -> list[float]:
-        """Nano-units per problem."""
-        costs = []
-        for answer in self.answers:
-            known = [record.cost_nano for record in answer.records]
-            assert None not in known, "every call of this benchmark has a price"
-            costs.append(float(sum(cost or 0 for cost in known)))
-        return costs
-
-    def tokens(self, role: str, kind: str) -> list[int]:
-        """``prompt`` or ``completion`` tokens per problem, of all calls of that role."""
-        return [
-            sum(getattr(r.usage, f"{kind}_tokens") or 0 for r in answer.records if r.role == role)
-            for answer in self.answers
-        ]
-
-
-async def answer(pipeline: Pipeline, problems: Sequence[Problem], sampling: Sampling, *, seeded: bool = False) -> Side:
-    """All problems through an open pipeline's batch driver."""
-    requests = [
-        pipeline.request(
-            problem.question,
-            sampling=replace(sampling, seed=index if seeded else None),
-        )
-        for index, problem in enumerate(problems)
-    ]
-    place = {request.request_id: index for index, request in enumerate(requests)}
-    answers: list[Any] = [None] * len(requests)
-    begun = perf_counter()
-    async for one in pipeline.batch(requests):
-        assert not one.errors, one.errors
-        answers[place[one.request_id]] = one
-    return Side(list(problems), answers, perf_counter() - begun)
-
-
 class Pipelines:
     """Pipelines of one configuration file, opened when first used."""
 
@@ -156,7 +101,7 @@ async def choose_length(pipelines: Pipelines, count: int) -> tuple[int, dict[int
     problems = held_out(count, first=CHOOSING_SEEDS)
     accuracy = {}
     for tokens in GUIDANCE:
-        side = await answer(await pipelines.get("guided", tokens), problems, GREEDY)
+        side = await answer_problems(await pipelines.get("guided", tokens), problems, GREEDY)
         accuracy[tokens] = side.accuracy.value
     best = max(accuracy.values())
     return min(tokens for tokens, value in accuracy.items() if value >= best - 0.01), accuracy
@@ -172,7 +117,7 @@ def long_prompt_ratio(count: int, guided: Side, alone: Side) -> tuple[float, int
     lengths = []
     examples = held_out(200, first=2 * CHOOSING_SEEDS)
     for index in range(count):
-        written = alone.tokens("student", "completion")[index]
+        written = alone.completion_tokens("student")[index]
         shots = ""
         used = 0
         while len(teacher(shots)["input_ids"]) < 10 * written:
@@ -182,7 +127,7 @@ def long_prompt_ratio(count: int, guided: Side, alone: Side) -> tuple[float, int
         guided_cost += guided.costs[index] / 1e3 + more_teacher * TEACHER_PRICE["input"]
         guided_cost += more_student * STUDENT_PRICE["input"]
         alone_cost += alone.costs[index] / 1e3 + more_teacher * TEACHER_PRICE["input"]
-        lengths.append(more_teacher + alone.tokens("student", "prompt")[index])
+        lengths.append(more_teacher + alone.prompt_tokens("student")[index])
     return guided_cost / alone_cost, round(sum(lengths) / len(lengths))
 
 
@@ -198,7 +143,7 @@ async def accuracy_and_cost(report: Report, folder: Path, quick: bool) -> int:
         )
         for suffix, sampling in (("", GREEDY), ("_sampled", SAMPLED)):
             sides = {
-                name: await answer(await pipelines.get(name, tokens), problems, sampling, seeded=bool(suffix))
+                name: await answer_problems(await pipelines.get(name, tokens), problems, sampling)
                 for name in ("student_alone", "teacher_alone", "guided")
             }
             student, teacher, guided = (sides[name] for name in ("student_alone", "teacher_alone", "guided"))
@@ -213,8 +158,8 @@ async def accuracy_and_cost(report: Report, folder: Path, quick: bool) -> int:
             report.goal(f"cost_ratio{suffix}", "<=", 0.52)
             if not suffix:
                 report.put("guidance_tokens", tokens)
-                report.put("prompt_tokens", mean_estimate(teacher.tokens("student", "prompt")).value)
-                report.put("answer_tokens", mean_estimate(teacher.tokens("student", "completion")).value)
+                report.put("prompt_tokens", mean_estimate(teacher.prompt_tokens("student")).value)
+                report.put("answer_tokens", mean_estimate(teacher.completion_tokens("student")).value)
                 ratio, length = long_prompt_ratio(60, guided, teacher)
                 report.put("cost_ratio_long_prompt", ratio)
                 report.put("long_prompt_tokens", length)
@@ -240,14 +185,14 @@ async def times(report: Report, folder: Path, tokens: int, quick: bool) -> None:
             "guided": (await wide.get("guided", tokens), report.setup["problems_per_turn"]),
         }
         for name, (pipeline, size) in sides.items():  # not counted: allocations
-            await answer(pipeline, held_out(min(size, 4), first=CHOOSING_SEEDS), Sampling(max_tokens=16))
+            await answer_problems(pipeline, held_out(min(size, 4), first=CHOOSING_SEEDS), Sampling(max_tokens=16))
             assert name in seconds
         for turn in range(TURNS):
             names = list(sides)[turn % 3 :] + list(sides)[: turn % 3]
             for name in names:
                 pipeline, size = sides[name]
                 problems = held_out(size, first=turn * 2 * BATCH)
-                side = await answer(pipeline, problems, GREEDY)
+                side = await answer_problems(pipeline, problems, GREEDY)
                 written = sum(len(a.text) for a in side.answers)
                 seconds[name].append(side.seconds / written)
     # Per character of answer: turns at batch 1 answer fewer problems, and problems differ in length.

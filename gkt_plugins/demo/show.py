@@ -1,0 +1,115 @@
+"""The demo on a terminal: two tables, and one problem in full with who wrote what in colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from gkt_plugins.demo.guided import Way
+from gkt_plugins.demo.speculated import Comparison
+from gkt_plugins.guidance.answers import Answer
+
+__all__ = ["show_guidance", "show_problem", "show_speculation"]
+
+TEACHER, STUDENT, DRAFT, TARGET = "bold dark_orange3", "dodger_blue2", "green3", "bold red3"
+
+
+def show_guidance(console: Console, ways: Sequence[Way]) -> None:
+    """One row a way of answering."""
+    table = Table(title=f"Guidance (GKT): {ways[0].side.accuracy.n} word problems that training never saw, greedy")
+    for column in (
+        "",
+        "exact answers",
+        "95 % interval",
+        "teacher tokens",
+        "student tokens",
+        "wall time",
+        "cost / 1,000",
+    ):
+        table.add_column(column, justify="left" if not column else "right")
+    teacher_cost = next(way.cost for way in ways if way.kind == "teacher")
+    for way in ways:
+        accuracy = way.side.accuracy
+        written = {role: sum(way.side.completion_tokens(role)) for role in ("teacher", "student")}
+        by_teacher = written["student"] if way.kind == "teacher" else written["teacher"]
+        by_student = 0 if way.kind == "teacher" else written["student"]
+        table.add_row(
+            way.label,
+            f"{accuracy.value:.3f}",
+            f"{accuracy.low:.3f} – {accuracy.high:.3f}",
+            f"{by_teacher:,}",
+            f"{by_student:,}",
+            f"{way.side.seconds:.1f} s",
+            f"${way.cost:.4f} ({way.cost / teacher_cost:.0%})",
+            style={"teacher": "dark_orange3", "student": "dodger_blue2"}.get(way.kind, ""),
+        )
+    console.print(table)
+    console.print(
+        "Prices as in the demo's gkt.toml: the student costs a tenth of the teacher. These models are so small that "
+        "the wall time is mostly Python's; `python -m benchmarks.guidance` times a teacher of 117 M parameters.\n",
+        style="dim",
+    )
+
+
+def show_problem(console: Console, question: str, answer: Answer, alone: str, result: int) -> None:
+    """One problem: the teacher's part, the student's part, and what the student says alone."""
+    text = Text(answer.guidance, style=TEACHER)
+    text.append(answer.text[len(answer.guidance) :], style=STUDENT)
+    body = Group(
+        Text(question, style="bold"),
+        Text(f"(right: {result})\n", style="dim"),
+        Text.assemble(("teacher", TEACHER), " began, ", ("student", STUDENT), " finished:"),
+        text,
+        Text("\nstudent alone:", style="dim"),
+        Text(alone, style="dim"),
+    )
+    console.print(Panel(body, title="One problem in full", title_align="left", width=min(console.width, 110)))
+
+
+def show_speculation(console: Console, result: Comparison) -> None:
+    """Times, counts, and the first answer with accepted draft tokens in colour."""
+    table = Table(
+        title=f"Speculation: target of {result.parameters / 1e6:.0f} M parameters, one prompt at a time, greedy"
+    )
+    for column in ("", "tokens", "seconds", "tokens / s", "tokens per target call"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row(
+        "plain",
+        f"{result.tokens:,}",
+        f"{result.plain_seconds:.1f}",
+        _speed(result.tokens, result.plain_seconds),
+        "1.00",
+    )
+    efficiency = result.counts.block_efficiency or 0.0
+    table.add_row(
+        "with draft", f"{result.tokens:,}", f"{result.speculating_seconds:.1f}",
+        _speed(result.tokens, result.speculating_seconds), f"{efficiency:.2f}",
+    )  # fmt: skip
+    console.print(table)
+    same = (
+        f"all {result.prompts} answers identical, token for token"
+        if not result.differing
+        else f"{result.differing} of {result.prompts} answers differ"
+    )
+    speedup = result.plain_seconds / result.speculating_seconds
+    console.print(f"{speedup:.2f} times as fast; {same}; acceptance rate {result.counts.acceptance_rate or 0:.2f}\n")
+    text = Text()
+    for piece, drafted in result.pieces:
+        text.append(piece, style=DRAFT if drafted else TARGET)
+    legend = Text.assemble("accepted ", ("draft tokens", DRAFT), ", the ", ("target's own", TARGET), ":\n")
+    console.print(
+        Panel(
+            Group(legend, text),
+            title="The same kind of answer, token by token",
+            title_align="left",
+            width=min(console.width, 110),
+        )
+    )
+
+
+def _speed(tokens: int, seconds: float) -> str:
+    return f"{tokens / seconds:.0f}"
