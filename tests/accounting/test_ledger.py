@@ -1,5 +1,6 @@
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
+from gkt_plugins.accounting._writers import only_one
 from gkt_plugins.accounting.ledger import Ledger
 from gkt_plugins.contracts import Usage, UsageRecord
 from gkt_plugins.errors import BackendError, ConfigError
@@ -132,6 +134,18 @@ async def test_two_ledgers_on_one_file_leave_each_other_s_open_calls_alone(ledge
     assert other.recovered == 0
     await other.aclose()
     assert [record.status for record in ledger.records()] == ["open"]
+
+
+def test_a_ledger_is_opened_by_one_process_at_a_time(tmp_path: Path) -> None:
+    """Otherwise one could take another's fresh mark of life for a dead one's."""
+    opened: list[Ledger] = []
+    opening_one = threading.Thread(target=lambda: opened.append(Ledger(tmp_path / "gkt.db")))
+    with only_one(tmp_path / "gkt.db.writers"):
+        opening_one.start()
+        opening_one.join(0.2)
+        assert opening_one.is_alive()
+    opening_one.join()
+    opened[0].close()
 
 
 async def test_records_since_a_time_leave_out_earlier_ones(ledger: Ledger) -> None:

@@ -180,10 +180,10 @@ def test_the_tables_name_the_estimate_its_assumptions_and_every_digit_of_the_mon
 
 
 def test_no_amount_is_cut_in_two_on_a_narrow_terminal() -> None:
-    dear = call("c", "student", 123_456_789, 98_765_432, model="dear", cost_nano=1_234_567_890_123_456_789)
+    dear = call("c", "student", 123_456_789, 98_765_432, cost_nano=1_234_567_890_123_456_789)
     drafted = replace(dear, usage=replace(dear.usage, cached_tokens=5, drafted_tokens=40, accepted_tokens=31))
-    shown = text_of(build_report([drafted, *ONE], ["model"], prices=PRICES), width=80)
-    for whole in ("USD 1234567890.123456789", "USD 1234567890.124201789", "123,456,789", "98,765,432", "31/40"):
+    shown = text_of(build_report([drafted], []), width=30)
+    for whole in ("USD 1234567890.123456789", "123,456,789", "98,765,432", "31/40"):
         assert whole in shown
 
 
