@@ -132,7 +132,9 @@ ARGUMENTS: Mapping[str, Field] = {
     **_honoured("receives the tokens of a block one by one; one row, as in generate", "streamer"),
     **_honoured("needed by stop_strings", "tokenizer"),
     **_refused(_FROM_CONFIG, "assistant_model", "assistant_tokenizer"),
-    **_refused("it belongs to guidance_scale, which is refused", "negative_prompt_ids", "negative_prompt_attention_mask"),
+    **_refused(
+        "it belongs to guidance_scale, which is refused", "negative_prompt_ids", "negative_prompt_attention_mask"
+    ),
     **_refused(f"rows of several processes cannot wait for each other here; {_PLAIN}", "synced_gpus", neutral=(False,)),
 }
 """Arguments of ``generate`` that are not fields of ``GenerationConfig``."""

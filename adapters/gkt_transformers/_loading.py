@@ -13,7 +13,7 @@ from typing import Any
 
 from gkt_plugins.errors import BackendError, ConfigError, require
 
-__all__ = ["LoadedModel", "load_model", "load_tokenizer", "resolve_model", "torch_dtype"]
+__all__ = ["LoadedModel", "eos_ids", "load_model", "load_tokenizer", "resolve_model", "torch_dtype"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,9 @@ def resolve_model(model: str, base_dir: Path | None = None) -> str:
     folder = (base_dir or Path()) / Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"model folder {str(folder)!r} has no config.json; give a folder that save_pretrained wrote")
+            raise ConfigError(
+                f"model folder {str(folder)!r} has no config.json; give a folder that save_pretrained wrote"
+            )
         return str(folder)
     if folder.exists():
         raise ConfigError(f"model {model!r} is a file; give the folder that holds config.json and the weights")
@@ -112,6 +114,12 @@ def load_tokenizer(model: str, *, base_dir: Path | None = None, trust_remote_cod
     except Exception as exc:  # tokenizers raises bare Exception
         raise ConfigError(_unreadable(source, "tokenizer", exc)) from exc
     return tokenizer
+
+
+def eos_ids(module: Any) -> frozenset[int]:
+    """Tokens that end an answer, as the model's generation config has them."""
+    eos = module.generation_config.eos_token_id
+    return frozenset([eos] if isinstance(eos, int) else eos or ())
 
 
 def _device(device: str) -> str:

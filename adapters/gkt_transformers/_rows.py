@@ -17,7 +17,7 @@ Deliver: TypeAlias = Callable[[Delta | EngineError], None]
 
 
 class Job:
-    """A call waiting for its turn, or being decoded. Made on the caller's thread; ``cancelled`` may be set at any time."""
+    """A call waiting for its turn, or being decoded. ``cancelled`` may be set by any thread at any time."""
 
     def __init__(self, call: Call, deliver: Deliver, *, streaming: bool) -> None:
         self.call = call
@@ -32,9 +32,10 @@ class Job:
             self._deliver(Delta(text))
 
     def end(self, text: str, reason: FinishReason, usage: Usage, notes: tuple[str, ...]) -> None:
-        """The last piece."""
-        self.ended = True
-        self._deliver(Delta(text, reason, usage, notes))
+        """The last piece; nothing happens when the call was answered before."""
+        if not self.ended:
+            self.ended = True
+            self._deliver(Delta(text, reason, usage, notes))
 
     def fail(self, error: EngineError) -> None:
         """The call has no answer; nothing happens when it already has one."""

@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
 
 from gkt_plugins.contracts import Sampling
 from gkt_plugins.errors import EngineError
-from gkt_transformers._loading import LoadedModel
+from gkt_transformers._loading import LoadedModel, eos_ids
 from gkt_transformers._rows import Job, Row
 from gkt_transformers._text import TextCodec
 
@@ -50,9 +50,9 @@ class Seq2SeqRunner:
         limits = [limit for limit in (loaded.context, max_context) if limit is not None]
         self._context = min(limits) if limits else None
         config = self._model.generation_config
-        eos = config.eos_token_id
-        self._eos_ids = frozenset([eos] if isinstance(eos, int) else eos or ())
-        self._start = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.bos_token_id
+        self._eos_ids = eos_ids(self._model)
+        start = config.decoder_start_token_id
+        self._start = config.bos_token_id if start is None else start
 
     def run(self, jobs: Sequence[Job], waiting: Callable[[int], list[Job]]) -> None:
         """Answer ``jobs``. Rows whose decoder prefixes are equally long go together: padding there would shift the
@@ -123,7 +123,7 @@ class _RowSampler(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         chosen = torch.full_like(scores, -torch.inf)
         for i, (warpers, generator) in enumerate(zip(self._warpers, self._generators, strict=True)):
-            row = warpers(input_ids[i : i + 1], scores[i : i + 1])
+            row = warpers(input_ids[i : i + 1], scores[i : i + 1])  # type: ignore[arg-type]  # slices of such tensors
             if generator is None:
                 chosen[i] = row[0]
             else:

@@ -1,7 +1,7 @@
 """Text to ids and back, exact at the seam.
 
-What a completion says is the difference between two decodings: context with the new tokens, less context alone. Decoding
-the new tokens by themselves would lose the leading space of a word (Metaspace) or half a character (byte-level).
+What a completion says is the difference between two decodings: context with the new tokens, less context alone.
+Decoding the new tokens by themselves would lose the leading space of a word (Metaspace) or half a character.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Detokenizer:
 
     def _emit(self) -> str:
         before, after = self._decode(self._window[: self._known]), self._decode(self._window)
-        text = after[len(commonprefix([before, after])) :]
+        text = after[len(commonprefix([before, after])) :]  # noqa: RUF071 - characters are meant
         del self._window[: max(0, self._known - 1)]
         self._known = len(self._window)
         return text

@@ -41,9 +41,7 @@ class BatchStats:
 class Worker:
     """Owns one runner and its thread."""
 
-    def __init__(
-        self, make_runner: Callable[[], Runner], *, name: str, max_batch: int, max_wait_s: float
-    ) -> None:
+    def __init__(self, make_runner: Callable[[], Runner], *, name: str, max_batch: int, max_wait_s: float) -> None:
         """``make_runner`` is called on the thread, once."""
         self.stats = BatchStats()
         self._name = name

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta, Usage
 from gkt_plugins.errors import ConfigError, EngineError
-from gkt_transformers._loading import LoadedModel, load_model, load_tokenizer
+from gkt_transformers._loading import LoadedModel, eos_ids, load_model, load_tokenizer
 from gkt_transformers._rows import Job
 from gkt_transformers._text import TextCodec
 from gkt_transformers._worker import BatchStats, Runner, Worker
@@ -183,5 +183,15 @@ def _runner(
 
         return functools.partial(Seq2SeqRunner, loaded, codec, **shared)
     from gkt_transformers._causal import CausalRunner
+    from gkt_transformers._speculator import build_loop, lenient_note
 
-    return CausalRunner.factory(loaded, codec, speculation, context, max_batch=options.max_batch, **shared)
+    max_batch = options.max_batch
+    try:
+        loop = build_loop(loaded.module, speculation, context, tokenizer=codec.tokenizer, max_batch=max_batch)
+    except ConfigError as exc:
+        if speculation is None:
+            raise
+        name = context.name or "NAME"
+        raise ConfigError(f"engine {name!r}: {exc}; or set engines.{name}.speculation = false") from exc
+    shared |= {"eos_ids": eos_ids(loaded.module), "max_batch": max_batch, "notes": lenient_note(speculation)}
+    return functools.partial(CausalRunner, loop, codec, **shared)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from gkt_transformers._text import TextCodec
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gkt_plugins.contracts import Message, Prompt
 from gkt_plugins.errors import EngineError
-from gkt_transformers._text import TextCodec
 
 
 def _word_piece(corpus: list[str]) -> PreTrainedTokenizerFast:
@@ -117,8 +117,8 @@ def test_a_chat_prefix_ends_the_rendered_prompt_exactly(codecs):
     [
         pytest.param("{{ m.content | trim }}", " 60 km ", id="trims"),
         pytest.param("{{ m.content.split('</think>')[-1] }}", "<think>so</think> 60", id="hides the reasoning"),
-        pytest.param("{% if loop.last and m.role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}",
-                     "60", id="refuses a last assistant turn"),
+        pytest.param("{% if m.role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}", "60",
+                     id="refuses a last assistant turn"),
     ],
 )  # fmt: skip
 def test_a_template_that_rewrites_the_prefix_is_told_and_the_seam_stays_exact(tiny, template, prefix):
