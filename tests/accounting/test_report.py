@@ -4,7 +4,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -159,6 +159,7 @@ def test_what_is_unknown_is_counted_and_never_adds_a_zero(records: list[UsageRec
             assert (tally["known"] is None) == all_unknown, name
 
 
+@settings(max_examples=20)
 @given(st.lists(RECORDS, min_size=1, max_size=5))
 def test_a_table_shows_unknown_where_nothing_is_known(records: list[UsageRecord]) -> None:
     lost = [replace(record, usage=Usage(), cost_nano=None) for record in records]
