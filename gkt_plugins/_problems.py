@@ -110,8 +110,10 @@ def _message(detail: ErrorDetails) -> str:
     if kind in ("value_error", "assertion_error"):
         return str(detail["ctx"]["error"])
     if kind in _BOUNDS:
-        words, limit = _BOUNDS[kind]
-        return f"must be {words} {detail['ctx'][limit]}, got {got}"
+        words, name = _BOUNDS[kind]
+        limit = detail["ctx"][name]
+        plain = int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+        return f"must be {words} {plain}, got {got}"
     if text.startswith("Input should be "):
         return f"must be {text.removeprefix('Input should be ')}, got {got}"
     return f"is not valid: {text[:1].lower()}{text[1:]}, got {got}"

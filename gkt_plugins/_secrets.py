@@ -21,7 +21,7 @@ def find_secrets(value: object, path: KeyPath = ()) -> Iterator[Problem]:
     """One problem for each secret in ``value``, which stands at ``path``. No message repeats the secret."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if isinstance(inner, str | int) and _SECRET_KEY.fullmatch(_plain(key)):
+            if isinstance(inner, str) and _SECRET_KEY.fullmatch(_plain(key)):
                 yield Problem(
                     (*path, key),
                     "looks like a secret, and secrets are never written here",

@@ -2,65 +2,50 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from typing import Any
 
-from gkt_plugins.contracts import (
-    CuttingPolicy,
-    Drafter,
-    Factory,
-    LengthPolicy,
-    LeniencyRule,
-    PriceSource,
-    Verifier,
-)
+from gkt_plugins.accounting.factories import PRICE_SOURCES
+from gkt_plugins.contracts import CuttingPolicy, Drafter, Factory, LengthPolicy, LeniencyRule, PriceSource, Verifier
+from gkt_plugins.guidance.factories import CUTTING_POLICIES, LENGTH_POLICIES
 from gkt_plugins.hookspecs import hookimpl
+from gkt_plugins.speculation.factories import DRAFTERS, LENIENCY_RULES, VERIFIERS
 
 __all__ = ["GKT_CONTRACT"]
 
 GKT_CONTRACT = 1
 
 
-def _room(module: str, name: str) -> Mapping[str, Factory[Any]]:
-    try:
-        provided: Mapping[str, Factory[Any]] = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError:
-        return {}
-    return provided
-
-
 @hookimpl
 def gkt_length_policies() -> Mapping[str, Factory[LengthPolicy]]:
-    """``fixed``."""
-    return _room("gkt_plugins.guidance.factories", "LENGTH_POLICIES")
+    """How much the teacher writes."""
+    return LENGTH_POLICIES
 
 
 @hookimpl
 def gkt_cutting_policies() -> Mapping[str, Factory[CuttingPolicy]]:
-    """``word``, ``sentence``, ``raw``."""
-    return _room("gkt_plugins.guidance.factories", "CUTTING_POLICIES")
+    """How much of it is handed over."""
+    return CUTTING_POLICIES
 
 
 @hookimpl
 def gkt_drafters() -> Mapping[str, Factory[Drafter]]:
-    """``model``, ``prompt_lookup``."""
-    return _room("gkt_plugins.speculation.factories", "DRAFTERS")
+    """Who proposes."""
+    return DRAFTERS
 
 
 @hookimpl
 def gkt_verifiers() -> Mapping[str, Factory[Verifier]]:
-    """``exact``, ``lenient``."""
-    return _room("gkt_plugins.speculation.factories", "VERIFIERS")
+    """Who decides."""
+    return VERIFIERS
 
 
 @hookimpl
 def gkt_leniency_rules() -> Mapping[str, Factory[LeniencyRule]]:
-    """``linear``, ``square``, ``exponential``, ``capped``."""
-    return _room("gkt_plugins.speculation.factories", "LENIENCY_RULES")
+    """What a lenient verifier accepts."""
+    return LENIENCY_RULES
 
 
 @hookimpl
 def gkt_price_sources() -> Mapping[str, Factory[PriceSource]]:
-    """``config``."""
-    return _room("gkt_plugins.accounting.factories", "PRICE_SOURCES")
+    """What calls cost."""
+    return PRICE_SOURCES

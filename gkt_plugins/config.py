@@ -152,8 +152,10 @@ class _Checker:
                 name: self._pipeline(*at, list(engines)) for name, at in self._tables(data, "pipelines").items()
             },
         }
-        if "speculation" in data:
-            sections["speculation"] = self._speculation(self._table(data["speculation"], ("speculation",)))
+        if isinstance(data.get("speculation"), dict):
+            sections["speculation"] = self._speculation(data["speculation"])
+        elif "speculation" in data:
+            self._table(data["speculation"], ("speculation",))
         for name, section in {"ledger": LedgerSection, "gateway": GatewaySection, "vllm": VllmSection}.items():
             sections[name] = self._validated(section, self._table(data.get(name, {}), (name,)), (name,))
         return sections
@@ -171,13 +173,16 @@ class _Checker:
     def _tables(self, data: Mapping[str, Any], key: str) -> dict[str, tuple[dict[str, Any], KeyPath]]:
         """The tables ``[key.NAME]``, each with where it stands."""
         tables = self._table(data.get(key, {}), (key,))
-        return {name: (self._table(table, (key, name)), (key, name)) for name, table in tables.items()}
+        checked = {name: (self._table(table, (key, name)), (key, name)) for name, table in tables.items()}
+        return {name: at for name, at in checked.items() if isinstance(tables[name], dict)}
 
-    def _validated(self, model: type[Model], table: Mapping[str, Any], path: KeyPath) -> Model | None:
+    def _validated(
+        self, model: type[Model], table: Mapping[str, Any], path: KeyPath, also_known: Sequence[str] = ()
+    ) -> Model | None:
         try:
             return model.model_validate(dict(table))
         except ValidationError as exc:
-            for problem in problems_of(exc, model, table, at=path):
+            for problem in problems_of(exc, model, table, at=path, also_known=also_known):
                 self._add(problem)
             return None
 
@@ -198,13 +203,14 @@ class _Checker:
         if len(chosen) == len(section.chooses):  # otherwise nobody knows which keys are allowed
             for key in [key for key in table if key not in keys]:
                 self._add(Problem((*path, key), "is not a known key", suggestion(key, keys)))
+        # First the section's own keys: where a factory takes one of them too, the section's words are the clearer ones.
+        blank = {held_by: Options() for _, held_by in section.chooses.values()}
+        checked = self._validated(section, {key: table[key] for key in own if key in table} | blank, path)
         options = {
             held_by: self._validated(model, {key: values[key] for key in option_keys(model) if key in values}, path)
             for held_by, model in chosen.items()
         }
-        blank = {held_by: Options() for _, held_by in section.chooses.values()}
-        checked = {held_by: value for held_by, value in options.items() if value is not None}
-        return self._validated(section, {key: table[key] for key in own if key in table} | blank | checked, path)
+        return None if checked is None else checked.model_copy(update=options)
 
     def _price(self, table: Mapping[str, Any], path: KeyPath) -> PriceSection | None:
         price = self._validated(PriceSection, table, path)
@@ -225,14 +231,16 @@ class _Checker:
         if "guidance" in table and "teacher" not in table:
             self._add(Problem(at, "has no effect without a teacher", "add teacher, or remove the section"))
         guidance = self._choosing(GuidanceSection, self._table(table.get("guidance", {}), at), at)
-        inner = {} if guidance is None else {"guidance": guidance}
-        return self._validated(PipelineSection, dict(table) | inner, path)
+        if guidance is None:  # said already; the pipeline's own keys are checked all the same
+            guidance = GuidanceSection(length_options=Options(), cut_options=Options())
+        below = [f"guidance.{key}" for key in as_written(guidance)]  # what may have been written one level too high
+        return self._validated(PipelineSection, dict(table) | {"guidance": guidance}, path, below)
 
     def _speculation(self, table: Mapping[str, Any]) -> SpeculationSection | None:
         section = self._choosing(SpeculationSection, table, ("speculation",))
-        if section is None:
-            return None
         verifiers = self._plugins.verifiers()
+        if section is None or section.verifier not in verifiers:
+            return section
         for key in {"rule", "epsilon"} & table.keys() - set(option_keys(verifiers[section.verifier].options)):
             users = [repr(name) for name, factory in verifiers.items() if key in option_keys(factory.options)]
             message = f"has no effect with verifier {section.verifier!r}"

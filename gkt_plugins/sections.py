@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from gkt_plugins._problems import shown
+from gkt_plugins._wording import suggestion
 from gkt_plugins.accounting.money import parse_nano
 from gkt_plugins.contracts import Options
 from gkt_plugins.errors import ConfigError
@@ -70,6 +71,14 @@ def _amount(value: object) -> object:
     return value
 
 
+def _preset(name: str) -> str:
+    from gkt_plugins.guidance.presets import PRESETS  # with the drivers that take them
+
+    if name not in PRESETS:
+        raise ValueError(f"must name a preset, got {name!r}; {suggestion(name, PRESETS)}")
+    return name
+
+
 Epsilon = Annotated[float, BeforeValidator(_epsilon)]
 Amount = Annotated[str, BeforeValidator(_amount)]
 ChosenOptions = SerializeAsAny[Options]
@@ -121,8 +130,8 @@ class GuidanceSection(ChoosingSection):
     """The cutting policy; its options stand beside it."""
     on_teacher_error: Literal["student", "fail"] = "student"
     """When the teacher fails before any text was released: the student answers alone, or the request fails."""
-    preset: str | None = None
-    """Named generation settings of the GKT paper."""
+    preset: Annotated[str, AfterValidator(_preset)] | None = None
+    """Named generation settings of the GKT paper's own runs, such as ``paper-gsm8k``."""
     length_options: ChosenOptions
     cut_options: ChosenOptions
 
@@ -152,7 +161,7 @@ class SpeculationSection(ChoosingSection):
     """Draft tokens per block, at least 1; ``auto`` follows measured step costs and may switch speculation off."""
     verifier: str = "exact"
     """``exact`` keeps the target's distribution."""
-    rule: str = "linear"
+    rule: str = "exponential"
     """The leniency rule, for a lenient verifier."""
     epsilon: Epsilon = 1.0
     """The leniency in (0, 1], for a lenient verifier; 1 is lossless."""

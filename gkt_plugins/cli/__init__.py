@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,10 @@ import typer
 from gkt_plugins import __version__
 from gkt_plugins.errors import GktError
 
-__all__ = ["app", "main"]
+__all__ = ["VERBS", "app", "main"]
+
+VERBS = ("config", "plugins", "run", "ledger", "export", "demo")
+"""Each is a file beside this one, with a function ``register`` that adds it."""
 
 app = typer.Typer(
     name="gkt",
@@ -24,9 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _verb in ("config", "plugins", "run", "ledger", "export", "demo"):
-    if importlib.util.find_spec(f"gkt_plugins.cli.{_verb}"):
-        importlib.import_module(f"gkt_plugins.cli.{_verb}").register(app)
+for _verb in VERBS:
+    importlib.import_module(f"gkt_plugins.cli.{_verb}").register(app)
 
 
 def _show_version(wanted: bool) -> None:
