@@ -61,10 +61,13 @@ class Exchange:
         self._machine = GuidanceMachine(request, parts.rules)
         self._answer = AnswerBuilder(request.request_id)
         self._open: dict[CallKey, UsageRecord] = {}
+        self._telling = 0
 
     @property
     def done(self) -> bool:
-        return self._machine.done
+        """The answer is complete, and everything about it is on record; of several callers of :meth:`tell` who wait
+        at once, the last to come back is the first to see it."""
+        return self._machine.done and not self._telling
 
     @property
     def answer(self) -> Answer:
@@ -96,13 +99,20 @@ class Exchange:
     async def tell(self, event: Event) -> list[Action]:
         """The machine's answer to ``event``, with the usage in it already on record."""
         actions = self._machine.receive(event)
-        for action in actions:
-            if isinstance(action, RecordUsage) and action.key in self._open:
-                record = replace(self._open.pop(action.key), status=action.status, usage=action.usage)
-                if self._parts.accounts is not None:
-                    record = await self._parts.accounts.closed(record)
-                self._answer.records.append(record)
+        self._telling += 1
+        try:
+            for action in actions:
+                if isinstance(action, RecordUsage) and action.key in self._open:
+                    await self._close(action)
+        finally:
+            self._telling -= 1
         return self._noted(actions)
+
+    async def _close(self, action: RecordUsage) -> None:
+        record = replace(self._open.pop(action.key), status=action.status, usage=action.usage)
+        if self._parts.accounts is not None:
+            record = await self._parts.accounts.closed(record)
+        self._answer.records.append(record)
 
     async def abandon(self) -> None:
         """Whoever asked has gone, and no call is still at work: put what was used on record."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["is_boundary", "whole_characters"]
+__all__ = ["BROKEN", "is_boundary", "whole_characters"]
 
 _ZWJ = "\u200d"
-_BROKEN = "\ufffd"
+BROKEN = "\ufffd"
+"""What a byte-level tokenizer writes for a character whose bytes are not all there."""
 _CANCEL_TAG = "\U000e007f"
 
 _EXTENDING_CATEGORIES = frozenset({"Mn", "Me", "Mc", "Cn"})
@@ -52,12 +53,9 @@ def whole_characters(text: str, limit: int) -> int:
     """Largest boundary at or before ``limit`` that text still to come cannot undo.
 
     The last character of ``text`` never counts: an accent, a skin tone or the other half of a flag may have been the
-    next token. A byte-level tokenizer's unfinished character shows as U+FFFD at the end and does not count either.
+    next token.
     """
-    end = len(text.rstrip(_BROKEN))
-    limit = min(limit, end)
-    if limit == end:
-        limit -= 1
+    limit = min(limit, len(text) - 1)
     while limit > 0 and not is_boundary(text, limit):
         limit -= 1
     return max(limit, 0)

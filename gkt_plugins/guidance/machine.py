@@ -43,6 +43,7 @@ from gkt_plugins.guidance.events import (
     Rules,
     StartCall,
 )
+from gkt_plugins.guidance.graphemes import BROKEN
 from gkt_plugins.guidance.seam import handed_over, released
 from gkt_plugins.guidance.stops import StopFilter, find_stop
 
@@ -164,7 +165,7 @@ class GuidanceMachine:
         spent = event.finish_reason == "length" and self._budget >= self._request.sampling.max_tokens
         if event.finish_reason == "stop" or spent:
             self.guidance_tokens = self._count_guidance(text, event.usage)
-            answer = text.rstrip("\ufffd") if spent else text
+            answer = text.rstrip(BROKEN) if spent else text
             return self._release_guidance(answer, len(answer)) + self._finish_all(event.finish_reason)
         cut = max(self._released, handed_over(text, self._rules.cutting))
         if not cut:

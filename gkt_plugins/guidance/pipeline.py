@@ -24,7 +24,7 @@ from gkt_plugins.guidance.answers import Answer
 from gkt_plugins.guidance.batch import BatchOptions, run_batch
 from gkt_plugins.guidance.events import Request, Rules, StageSampling
 from gkt_plugins.guidance.exchange import Exchange, Parts
-from gkt_plugins.guidance.presets import Preset, preset_named
+from gkt_plugins.guidance.presets import PRESETS, Preset
 from gkt_plugins.guidance.request import Piece, run_exchange, run_request
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Pipeline:
 
         ``env`` stands in for ``os.environ``.
 
-        :raises ConfigError: there is no such pipeline or preset. Entering the block raises what the engines raise.
+        :raises ConfigError: there is no such pipeline. Entering the block raises what the engines raise.
         """
         from gkt_plugins.plugins import load_plugins
 
@@ -89,7 +89,7 @@ class Pipeline:
             known = ", ".join(sorted(config.pipelines)) or "none"
             raise ConfigError(f"there is no pipeline {name!r}; [pipelines.NAME] sections that exist: {known}")
         section = config.pipelines[name]
-        preset = None if section.guidance.preset is None else preset_named(section.guidance.preset)
+        preset = None if section.guidance.preset is None else PRESETS[section.guidance.preset]
 
         async def open_parts(stack: AsyncExitStack) -> Parts:
             context = BuildContext(
@@ -223,7 +223,7 @@ def _open_accounts(config: Config, plugins: Plugins, env: Mapping[str, str]) -> 
     from gkt_plugins.accounting.accountant import Accountant, price_sources
     from gkt_plugins.accounting.ledger import Ledger
 
-    prices = price_sources(plugins, config)
+    prices = price_sources(config, plugins, env)
     ledger = Ledger.open(config.ledger.resolved_url(env), base_dir=config.base_dir)
     return Accountant(prices, ledger, observer=plugins.record_usage)
 

@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gkt_plugins.errors import ConfigError
 from gkt_plugins.guidance.batch import BatchOptions
 from gkt_plugins.guidance.events import StageSampling
 
-__all__ = ["PRESETS", "Preset", "preset_named"]
+__all__ = ["PRESETS", "Preset"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +51,3 @@ PRESETS: Mapping[str, Preset] = {
         for name, (g, rest) in _TOKENS.items()
     },
 }
-
-
-def preset_named(name: str) -> Preset:
-    """The preset ``name``.
-
-    :raises ConfigError: there is none of that name.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"guidance.preset must be one of {', '.join(sorted(PRESETS))}; got {name!r}")
-    return PRESETS[name]

@@ -6,10 +6,11 @@ closed, or end with the beginning of a stop string that the whole text had ruled
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from gkt_plugins.contracts import CuttingPolicy
-from gkt_plugins.guidance.graphemes import whole_characters
+from gkt_plugins.guidance.graphemes import BROKEN, whole_characters
 from gkt_plugins.guidance.markers import closed_markup
 from gkt_plugins.guidance.stops import held_from
 
@@ -30,9 +31,26 @@ def released(text: str, policy: CuttingPolicy, stops: Sequence[str] = ()) -> int
 
 
 def _cut(text: str, policy: CuttingPolicy, *, finished: bool, stops: Sequence[str]) -> int:
+    text = text.rstrip(BROKEN)
     limit = closed_markup(text)
     while True:
-        cut = whole_characters(text, min(limit, policy.releasable(text[:limit], finished=finished)))
-        limit = min(closed_markup(text[:cut]), held_from(text[:cut], stops))
+        cut = min(limit, _last_cut(text, limit, policy, finished=finished))
+        limit = min(whole_characters(text, cut), closed_markup(text[:cut]), held_from(text[:cut], stops))
         if limit >= cut:
             return cut
+
+
+def _last_cut(text: str, limit: int, policy: CuttingPolicy, *, finished: bool) -> int:
+    """The policy's last cut at or before ``limit``, found among those it made while ``text`` grew.
+
+    What follows the limit is real text, so it may show that a word before it is whole; but it cannot be kept.
+    """
+    cut = policy.releasable(text, finished=finished)
+    if cut <= limit:
+        return cut
+
+    def earlier(length: int) -> int:
+        return min(length, policy.releasable(text[:length], finished=False))
+
+    length = bisect_right(range(limit, len(text) + 1), limit, key=earlier) - 1 + limit
+    return max(earlier(length), min(limit, policy.releasable(text[:limit], finished=finished)))
