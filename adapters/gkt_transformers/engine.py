@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta, Usage
@@ -69,7 +70,7 @@ class TransformersEngine:
         make_runner = _runner(loaded, codec, options, context, speculation)
         return cls(
             context.name or options.model,
-            options.model,
+            Path(loaded.source).name if Path(loaded.source).is_dir() else options.model,
             codec,
             make_runner,
             speculates=speculation is not None,
@@ -83,6 +84,7 @@ class TransformersEngine:
 
     @property
     def model(self) -> str:
+        """What ``[prices.MODEL]`` calls it: a folder's last name, or the hub id."""
         return self._model
 
     @property
