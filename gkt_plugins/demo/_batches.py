@@ -1,0 +1,87 @@
+"""An endless, seeded stream of training batches, bucketed by length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from random import Random
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from gkt_plugins.demo._tokenizers import render
+from gkt_plugins.demo.problems import Problem, generate
+
+__all__ = ["Batch", "batches", "collate", "encode"]
+
+_POOL = 64  # batches that are sorted by length together
+_ROUND = 32  # lengths are multiples of this: few shapes, whose kernels are made once
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded token ids; a model that looks only back needs no attention mask."""
+
+    ids: Tensor
+    """[batch, length]"""
+    is_answer: Tensor
+    """[batch, length], whether a token belongs to the answer, the closing token included."""
+    is_plan: Tensor
+    """[batch, length], whether it belongs to the plan line."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    prompt: list[int]
+    plan: list[int]
+    rest: list[int]
+
+
+def encode(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> list[_Row]:
+    """Token ids of prompt, plan line, and the rest of the answer with the closing token."""
+    prompts = tokenizer([render(p.question) for p in problems]).input_ids
+    plans = tokenizer([f"{p.plan}\n" for p in problems]).input_ids
+    rests = tokenizer([p.answer[len(p.plan) + 1 :] + tokenizer.eos_token for p in problems]).input_ids
+    return [_Row(*row) for row in zip(prompts, plans, rests, strict=True)]
+
+
+def collate(rows: list[_Row], pad_id: int, *, whole: bool) -> Batch:
+    """One batch of whole answers, or of plans only."""
+    sequences = [row.prompt + row.plan + (row.rest if whole else []) for row in rows]
+    length = -(-max(map(len, sequences)) // _ROUND) * _ROUND
+    ids = torch.tensor([s + [pad_id] * (length - len(s)) for s in sequences])
+    at = torch.arange(length)
+    begin = torch.tensor([[len(row.prompt)] for row in rows])
+    plan_end = begin + torch.tensor([[len(row.plan)] for row in rows])
+    end = torch.tensor([[len(s)] for s in sequences])
+    return Batch(ids, (at >= begin) & (at < end), (at >= begin) & (at < plan_end))
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast,
+    tokens_per_batch: int,
+    plan_only: float,
+    first_step: int = 0,
+    easy_steps: int = 0,
+) -> Iterator[Batch]:
+    """Batches of about ``tokens_per_batch`` tokens, from training problems that never repeat.
+
+    :param plan_only: the share of batches that stop after the plan, where most is to be learnt.
+    :param first_step: how many batches to skip, rounded down to whole pools: continues an interrupted run.
+    :param easy_steps: until this batch the stories have two or three operations only.
+    """
+    for pool in count(first_step // _POOL):
+        rng = Random(f"pool {pool}")
+        whole = [rng.random() >= plan_only for _ in range(_POOL)]
+        sizes = [tokens_per_batch // (270 if w else 95) for w in whole]
+        steps = 3 if pool * _POOL < easy_steps else 6
+        problems = [generate((pool << 20) + i, max_steps=steps) for i in range(sum(sizes))]
+        rows = sorted(encode(problems, tokenizer), key=lambda row: len(row.prompt) + len(row.rest))
+        out: list[Batch] = []
+        for w, size in zip(whole, sizes, strict=True):
+            out.append(collate(rows[:size], int(tokenizer.pad_token_id or 0), whole=w))
+            rows = rows[size:]
+        rng.shuffle(out)
+        yield from out[first_step % _POOL if pool == first_step // _POOL else 0 :]
