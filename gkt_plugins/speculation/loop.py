@@ -216,35 +216,38 @@ class DecodeLoop:
             gamma = min(self._gamma.choose(size), max(row.remaining for row in view.rows) - 1)
         ids = self._batch.ids(gamma + 1)
         lengths = view.lengths
-        proposal = self._propose(view, ids, gamma) if gamma else None
-        drafts = ids[:, :0] if proposal is None else proposal.ids
-        last = ids.gather(1, torch.tensor(lengths, device=ids.device)[:, None] - 1)
+        proposal: Proposal | None = None
         try:
+            proposal = self._propose(view, ids, gamma) if gamma else None
+            drafts = ids[:, :0] if proposal is None else proposal.ids
+            last = ids.gather(1, torch.tensor(lengths, device=ids.device)[:, None] - 1)
             logits = self._forward(torch.cat([last, drafts], dim=1), [length - 1 for length in lengths])
-        except Exception as exc:  # noqa: BLE001 - see below
-            if proposal is None:
-                _fail(view.rows, exc)  # the target itself failed; rows keep what they have
-            else:
-                self._give_up_drafting(exc)  # a draft that the target cannot take, or no memory for a block: once more
-            return
-        try:
             verdict = self._verify(view, proposal, logits, ids, lengths)
         except ProcessorError as error:
-            view.rows[error.row].finish(None, error=error)  # the others decode this block again without it
-            self._batch.exchange([])
+            view.rows[error.row].finish(None, error=error)  # the others decode this block again, without it
             if proposal is not None:
                 self._commit(torch.zeros(size, dtype=torch.int64))
             return
+        except Exception as exc:  # noqa: BLE001 - out of memory, say, or a draft that the target cannot take
+            if proposal is None:
+                _fail(view.rows, exc)
+            else:
+                self._give_up_drafting(exc)  # and once more without it
+            return
         if proposal is not None:
             self._commit(verdict.accepted)
-        counts = self._take(view, drafts, verdict, lengths, gained, proposal)
-        now = frozenset(view.identities) if proposal is not None else frozenset()
+        accepted, drafted = self._take(view, proposal, verdict, lengths, gained)
+        speculated = frozenset(view.identities) if proposal is not None else frozenset()
         if self.drafter is not None:
-            accepted, drafted = counts
             self._gamma.observe(
-                size, drafts.shape[1], time.perf_counter() - begun, drafted, accepted, steady=now <= self._speculated
+                size,
+                drafts.shape[1],
+                time.perf_counter() - begun,
+                drafted,
+                accepted,
+                steady=speculated <= self._speculated,
             )
-        self._speculated = now
+        self._speculated = speculated
 
     def _propose(self, view: View, ids: Tensor, gamma: int) -> Proposal | None:
         """A block that no row can overrun, or None where there is nothing to verify."""
@@ -254,6 +257,8 @@ class DecodeLoop:
             proposal = self.drafter.propose(view.state(ids), gamma)
             if proposal.ids.ndim != 2 or len(proposal.ids) != len(view.rows) or proposal.ids.shape[1] > gamma:
                 raise ValueError(f"expected ids [{len(view.rows)}, {gamma}], got {list(proposal.ids.shape)}")
+        except ProcessorError:
+            raise
         except Exception as exc:  # noqa: BLE001 - a drafter may be anybody's; rows go on without it
             self._give_up_drafting(exc)
             return None
@@ -270,7 +275,7 @@ class DecodeLoop:
         if width == 0:
             self._commit(torch.zeros(len(view.rows), dtype=torch.int64))
             return None
-        proposal.ids = proposal.ids[:, :width]
+        proposal.ids = proposal.ids[:, :width].long()
         if proposal.probs is not None:
             proposal.probs = proposal.probs[:, :width]
         return proposal
@@ -304,32 +309,32 @@ class DecodeLoop:
         finally:
             self.timings.verify += time.perf_counter() - begun
 
-    def _take(self, view: View, drafts: Tensor, verdict: Verdict, lengths: Sequence[int], gained: dict[Row, int],
-              proposal: Proposal | None) -> tuple[list[int], list[int]]:  # fmt: skip
+    def _take(self, view: View, proposal: Proposal | None, verdict: Verdict, lengths: Sequence[int],
+              gained: dict[Row, int]) -> tuple[list[int], list[int]]:  # fmt: skip
         """Hand the block's tokens to the rows; return what each row accepted and really drafted."""
-        width = drafts.shape[1]
-        block = torch.cat([drafts, drafts.new_zeros(len(drafts), 1)], dim=1)
-        block.scatter_(1, verdict.accepted[:, None], verdict.next_ids[:, None])
-        self._batch.write(range(len(view.rows)), lengths, block)
-        counts = proposal.counts if proposal is not None else None
-        columns = [block, verdict.accepted[:, None], drafts] + ([] if counts is None else [counts[:, None]])
-        accepted_all, drafted_all = [], []
-        for row, values in zip(
-            view.rows, torch.cat(columns, dim=1).tolist(), strict=True
-        ):  # the one transfer to the host
-            accepted = values[width + 1]
-            drafted = width if counts is None else values[-1]
+        size = len(view.rows)
+        columns = [verdict.accepted[:, None], verdict.next_ids[:, None]]
+        counts = None
+        if proposal is None:
+            self._batch.write(range(size), lengths, columns[1])
+        else:
+            counts = proposal.counts
+            block = torch.cat([proposal.ids, columns[1]], dim=1).scatter_(1, *columns)
+            self._batch.write(range(size), lengths, block)
+            columns.append(proposal.ids)
+        width = 0 if proposal is None else proposal.ids.shape[1]
+        drafted_per_row = [width] * size if counts is None else counts.tolist()
+        accepted_per_row = []
+        for row, drafted, values in zip(view.rows, drafted_per_row, torch.cat(columns, dim=1).tolist(), strict=True):
+            accepted, following, *drafts = values
             if self._on_block is not None and drafted:
-                event = TraceEvent(
-                    row.request.request_id, tuple(row.tokens), tuple(values[width + 2 : width + 2 + drafted]), accepted
-                )
+                event = TraceEvent(row.request.request_id, tuple(row.tokens), tuple(drafts[:drafted]), accepted)
                 self._on_block(event)
-            kept = row.take(values[: accepted + 1])
+            kept = row.take([*drafts[:accepted], following])
             gained[row] = gained.get(row, 0) + kept
             row.result.counts.add_block(drafted, min(accepted, kept), bonus=accepted == drafted and kept > accepted)
-            accepted_all.append(accepted)
-            drafted_all.append(drafted)
-        return accepted_all, drafted_all
+            accepted_per_row.append(accepted)
+        return accepted_per_row, drafted_per_row
 
     # ------------------------------------------------------------------------------------------------------- failures
 
