@@ -64,7 +64,7 @@ async def run_ways(
     :param ledger: SQLite file for the usage records, an absolute path.
     :param on_start: told the label of each way when it begins; ``on_answer``: called after each answer.
     """
-    guided = [(f"guided, g = {tokens}", "guided", "default", tokens) for tokens in GUIDANCE_TOKENS]
+    guided = [(f"guided, g={tokens}", "guided", "default", tokens) for tokens in GUIDANCE_TOKENS]
     done = []
     for label, kind, name, tokens in [
         ("student alone", "student", "student_alone", 0),

@@ -31,7 +31,7 @@ def run_demo(output: Path, *, num_problems: int, as_json: bool) -> None:
     :param as_json: print the JSON object on standard output, and nothing else there.
     """
     begun = time.monotonic()
-    logging.disable_progress_bar()  # transformers draws one for every load, through ours
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers draws one for every load, through ours
     output.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=as_json)
     held_out = list(problems(0, num_problems, split="test"))

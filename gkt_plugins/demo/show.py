@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
@@ -20,17 +21,14 @@ TEACHER, STUDENT, DRAFT, TARGET = "bold dark_orange3", "dodger_blue2", "green3",
 
 def show_guidance(console: Console, ways: Sequence[Way]) -> None:
     """One row a way of answering."""
-    table = Table(title=f"Guidance (GKT): {ways[0].side.accuracy.n} word problems that training never saw, greedy")
-    for column in (
-        "",
-        "exact answers",
-        "95 % interval",
-        "teacher tokens",
-        "student tokens",
-        "wall time",
-        "cost / 1,000",
-    ):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table(
+        title=f"Guidance (GKT): {ways[0].side.accuracy.n} word problems that training never saw, greedy",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("", no_wrap=True)
+    for column in ("exact", "95 %", "teacher\ntokens", "student\ntokens", "time", "cost of\n1,000", "of\nteacher"):
+        table.add_column(column, justify="right", no_wrap=True)
     teacher_cost = next(way.cost for way in ways if way.kind == "teacher")
     for way in ways:
         accuracy = way.side.accuracy
@@ -40,17 +38,19 @@ def show_guidance(console: Console, ways: Sequence[Way]) -> None:
         table.add_row(
             way.label,
             f"{accuracy.value:.3f}",
-            f"{accuracy.low:.3f} – {accuracy.high:.3f}",
+            f"{accuracy.low:.2f}–{accuracy.high:.2f}",
             f"{by_teacher:,}",
             f"{by_student:,}",
             f"{way.side.seconds:.1f} s",
-            f"${way.cost:.4f} ({way.cost / teacher_cost:.0%})",
+            f"${way.cost:.4f}",
+            f"{way.cost / teacher_cost:.0%}",
             style={"teacher": "dark_orange3", "student": "dodger_blue2"}.get(way.kind, ""),
         )
     console.print(table)
     console.print(
-        "Prices as in the demo's gkt.toml: the student costs a tenth of the teacher. These models are so small that "
-        "the wall time is mostly Python's; `python -m benchmarks.guidance` times a teacher of 117 M parameters.\n",
+        "g: tokens that the teacher writes. Prices of the demo's gkt.toml: the student costs a tenth of the teacher.\n"
+        "These models are so small that the time is mostly Python's; python -m benchmarks.guidance times a teacher of\n"
+        "117 M parameters.\n",
         style="dim",
     )
 
@@ -73,7 +73,9 @@ def show_problem(console: Console, question: str, answer: Answer, alone: str, re
 def show_speculation(console: Console, result: Comparison) -> None:
     """Times, counts, and the first answer with accepted draft tokens in colour."""
     table = Table(
-        title=f"Speculation: target of {result.parameters / 1e6:.0f} M parameters, one prompt at a time, greedy"
+        title=f"Speculation: target of {result.parameters / 1e6:.0f} M parameters, one prompt at a time, greedy",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
     )
     for column in ("", "tokens", "seconds", "tokens / s", "tokens per target call"):
         table.add_column(column, justify="left" if not column else "right")
