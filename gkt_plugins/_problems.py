@@ -123,7 +123,9 @@ def _path_in(data: object, detail: ErrorDetails) -> KeyPath:
     """pydantic's location without the names of union members, which are no keys of the file."""
     path: KeyPath = ()
     for part in detail["loc"]:
-        if (isinstance(data, Mapping) and part in data) or (isinstance(data, list) and part in range(len(data))):
+        if isinstance(data, Mapping) and part in data:
+            data = data[part]
+        elif isinstance(data, list) and isinstance(part, int) and 0 <= part < len(data):
             data = data[part]
         elif detail["type"] != "missing" or part != detail["loc"][-1]:
             continue

@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from gkt_plugins.config import load_config
+from gkt_plugins.config.sections import ChoosingSection, Config, Section
 from gkt_plugins.plugins import load_plugins
-from gkt_plugins.sections import ChoosingSection, Config, Section
 
 PAGE = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
 

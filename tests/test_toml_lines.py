@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkt_plugins._problems import KeyPath
-from gkt_plugins._toml_lines import key_lines
+from gkt_plugins.config._toml_lines import key_lines
 
 KEYS = st.one_of(
     st.from_regex(r"[A-Za-z0-9_-]{1,4}", fullmatch=True),

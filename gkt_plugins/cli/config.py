@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 @config.command()
 def schema() -> None:
     """Print the JSON schema of gkt.toml, with the options of every installed plugin."""
-    from gkt_plugins._config_schema import config_schema
+    from gkt_plugins.config._schema import config_schema
     from gkt_plugins.plugins import load_plugins
 
     typer.echo(json.dumps(config_schema(load_plugins()), ensure_ascii=False, indent=2))

@@ -54,7 +54,7 @@ def _table(infos: tuple[PluginInfo, ...]) -> Table:
 
 
 def _provided(hook: str, names: tuple[str, ...]) -> str:
-    from gkt_plugins._loading import OBSERVING_HOOKS
+    from gkt_plugins.plugins._loading import OBSERVING_HOOKS
 
     what = "observes" if hook in OBSERVING_HOOKS else ", ".join(names) or "nothing"
     return f"{hook.removeprefix('gkt_')}: {what}"

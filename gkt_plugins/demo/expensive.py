@@ -12,6 +12,7 @@ matrices are set into larger ones. What is added costs full arithmetic and contr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,8 @@ EXPENSIVE = Size(hidden=1024, intermediate=2816, layers=9)
 """The one configuration of all benchmarks: about 117 M parameters with the demo target's vocabulary."""
 
 
-def make_expensive(small: LlamaForCausalLM, size: Size = EXPENSIVE) -> LlamaForCausalLM:
-    """A float32 model of ``size`` whose logits equal those of ``small`` up to float rounding.
+def make_expensive(small: Any, size: Size = EXPENSIVE) -> Any:
+    """A float32 ``LlamaForCausalLM`` of ``size`` whose logits equal those of ``small`` up to float rounding.
 
     :raises ValueError: ``size`` is smaller than ``small``, or not divisible into its heads.
     """
@@ -65,7 +66,7 @@ def make_expensive(small: LlamaForCausalLM, size: Size = EXPENSIVE) -> LlamaForC
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        large = LlamaForCausalLM(config).float().eval()
+        large: Any = LlamaForCausalLM(config).train(False)
     norm_scale = (old.hidden_size / size.hidden) ** 0.5
     with torch.no_grad():
         _fill(large.model.embed_tokens.weight, small.model.embed_tokens.weight, zero_columns=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from gkt_plugins._discovery import Candidate, discover
 from gkt_plugins.plugins import Plugins, assemble
+from gkt_plugins.plugins._discovery import Candidate, discover
 
 __all__ = ["plugins_from"]
 

@@ -16,9 +16,6 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from pluggy import PluginManager
 
 from gkt_plugins import hookspecs
-from gkt_plugins._discovery import Candidate, Selection, discover, switch
-from gkt_plugins._loading import OBSERVING_HOOKS, LoadedPlugin, load_candidate
-from gkt_plugins._observers import Observer, ObserverThread
 from gkt_plugins._problems import validate_options
 from gkt_plugins._wording import suggestion
 from gkt_plugins.contracts import (
@@ -36,6 +33,9 @@ from gkt_plugins.contracts import (
     Verifier,
 )
 from gkt_plugins.errors import ConfigError, PluginLoadError
+from gkt_plugins.plugins._discovery import Candidate, Selection, discover, switch
+from gkt_plugins.plugins._loading import OBSERVING_HOOKS, LoadedPlugin, load_candidate
+from gkt_plugins.plugins._observers import Observer, ObserverThread
 
 __all__ = ["FAMILIES", "Family", "PluginInfo", "Plugins", "Provided", "load_plugins"]
 

@@ -9,10 +9,10 @@ from typing import Any
 from pluggy import HookImpl, PluginManager, PluginValidationError
 
 from gkt_plugins import hookspecs
-from gkt_plugins._discovery import Candidate
 from gkt_plugins._wording import suggestion
 from gkt_plugins.contracts import CONTRACT_VERSION, Factory, Options
 from gkt_plugins.errors import PluginLoadError
+from gkt_plugins.plugins._discovery import Candidate
 
 __all__ = ["OBSERVING_HOOKS", "LoadedPlugin", "load_candidate"]
 

@@ -9,15 +9,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from gkt_plugins._config_source import ConfigSource
 from gkt_plugins._problems import KeyPath, Problem, dotted, option_keys, problems_of, shown
-from gkt_plugins._secrets import find_secrets
 from gkt_plugins._wording import suggestion
 from gkt_plugins.accounting.prices import parse_price
-from gkt_plugins.contracts import Options
-from gkt_plugins.errors import ConfigError
-from gkt_plugins.plugins import FAMILIES, Family, Plugins, load_plugins
-from gkt_plugins.sections import (
+from gkt_plugins.config._secrets import find_secrets
+from gkt_plugins.config._source import ConfigSource
+from gkt_plugins.config.sections import (
     ChoosingSection,
     Config,
     EngineSection,
@@ -31,6 +28,9 @@ from gkt_plugins.sections import (
     SpeculationSection,
     VllmSection,
 )
+from gkt_plugins.contracts import Options
+from gkt_plugins.errors import ConfigError
+from gkt_plugins.plugins import FAMILIES, Family, Plugins, load_plugins
 
 __all__ = [
     "Config",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gkt_plugins._problems import KeyPath, Problem, dotted
-from gkt_plugins._toml_lines import key_lines
+from gkt_plugins.config._toml_lines import key_lines
 from gkt_plugins.errors import ConfigError
 
 __all__ = ["ConfigSource"]

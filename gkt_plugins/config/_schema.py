@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gkt_plugins._problems import option_keys
+from gkt_plugins.config.sections import ChoosingSection, Config
 from gkt_plugins.plugins import Family, Plugins
-from gkt_plugins.sections import ChoosingSection, Config
 
 __all__ = ["config_schema"]
 
