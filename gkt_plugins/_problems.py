@@ -119,13 +119,11 @@ def _message(detail: ErrorDetails) -> str:
     return f"is not valid: {text[:1].lower()}{text[1:]}, got {got}"
 
 
-def _path_in(data: object, detail: ErrorDetails) -> KeyPath:
+def _path_in(data: Any, detail: ErrorDetails) -> KeyPath:
     """pydantic's location without the names of union members, which are no keys of the file."""
     path: KeyPath = ()
     for part in detail["loc"]:
-        if isinstance(data, Mapping) and part in data:
-            data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and 0 <= part < len(data):
+        if part in (range(len(data)) if isinstance(data, list) else data if isinstance(data, Mapping) else ()):
             data = data[part]
         elif detail["type"] != "missing" or part != detail["loc"][-1]:
             continue
