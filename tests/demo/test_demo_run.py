@@ -45,7 +45,7 @@ def test_the_teacher_writes_no_more_than_g_tokens_and_costs_rise_with_g(ways: li
 
 
 def test_the_ledger_holds_every_call_of_the_demo_with_its_price(ways: list[Way], ledger: Path) -> None:
-    records = read_records(ledger)
+    records = list(read_records(ledger))
     calls = sum(len(answer.records) for way in ways for answer in way.side.answers)
     assert len(records) == calls
     assert all(record.status == "final" for record in records)
