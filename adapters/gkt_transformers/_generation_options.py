@@ -151,8 +151,8 @@ MODEL_KWARGS: Mapping[str, Field] = {
 
 def refuse(name: str, value: Any, reason: str) -> ConfigError:
     """The error for an option that speculation cannot honour."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 40 else f"a {type(value).__name__}"
+    shown = repr(value) if isinstance(value, (bool, int, float, str, list)) else f"a {type(value).__name__}"
+    shown = shown if len(shown) <= 60 else f"a {type(value).__name__}"
     return ConfigError(f"speculation cannot honour {name}={shown}: {reason}")
 
 

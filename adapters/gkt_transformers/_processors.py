@@ -62,8 +62,7 @@ def split_processors(processors: Sequence[Any], *, do_sample: bool) -> SplitProc
     """
     for processor in processors:
         if isinstance(processor, _NEED_MORE_THAN_A_ROW):
-            name = type(processor).__name__
-            raise refuse("logits_processor", name, "it keeps state or needs more than one row's ids; leave it out")
+            raise refuse("logits_processor", processor, "it keeps state or needs more than one row's ids; leave it out")
     rest = list(processors)
     options: dict[str, float] = {}
     if (

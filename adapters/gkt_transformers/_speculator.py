@@ -105,7 +105,7 @@ class Speculator:
         for result in results:
             if result.error is not None:
                 raise result.error
-        notes = dict.fromkeys([*self._notes, *(note for result in results for note in result.notes)])
+        notes = dict.fromkeys([*self._notes, *(note for result in results for note in self._notes_of(result))])
         report = Report(
             rows=len(results),
             tokens=sum(len(result.token_ids) for result in results),
@@ -114,6 +114,12 @@ class Speculator:
             notes=tuple(notes),
         )
         return results, report
+
+    def _notes_of(self, result: DecodeResult) -> tuple[str, ...]:
+        budget, context = result.request.sampling.max_tokens, self._loop.target.context
+        if result.finish_reason == "length" and len(result.token_ids) < budget:
+            return (*result.notes, f"cut: a row reached the model's context of {context} tokens")
+        return result.notes
 
 
 def _tokenizer_beside(model: Any) -> Any:

@@ -48,7 +48,7 @@ def export_folder(model: Path, output: Path, speculation: SpeculationSection, *,
         raise ConfigError(f"output {str(output)!r} already has something in it; name a new folder")
     if output.resolve().is_relative_to(model.resolve()):
         raise ConfigError(f"output {str(output)!r} lies inside the model folder; name a folder beside it")
-    written = as_written(speculation)
+    written = _effective(speculation)
     draft = written.get("draft")
     if draft is not None:
         folder = (base_dir or Path()) / draft
@@ -64,6 +64,14 @@ def export_folder(model: Path, output: Path, speculation: SpeculationSection, *,
         _write_custom_generate(staged / "custom_generate")
         staged.replace(output)
     return output
+
+
+def _effective(speculation: SpeculationSection) -> dict[str, Any]:
+    """The section without a leniency that its verifier does not look at; a file that has one is refused."""
+    written = as_written(speculation)
+    used = type(speculation.verifier_options).model_fields
+    unused = {"rule", "epsilon", *type(speculation.rule_options).model_fields} - set(used)
+    return {key: value for key, value in written.items() if key not in unused}
 
 
 def _check_model(folder: Path, what: str) -> None:
