@@ -80,6 +80,8 @@ class DecodeLoop:
         self._batch = Batch(target, max_batch)
         self._waiting: deque[Row] = deque()
         self._unfinished: dict[int, Row] = {}
+        self._cancelled: deque[int] = deque()
+        self._closed: deque[Row] = deque()
         self._identities = count()
         self._speculated: frozenset[int] = frozenset()
         self._notes: list[str] = []
@@ -93,16 +95,15 @@ class DecodeLoop:
         ``on_tokens`` gets the row's new tokens after each step, ``on_finish`` its result as soon as it is done; both
         are called from :meth:`step`. A request that cannot be decoded finishes with an error in the next step.
         """
-        row = Row(request, next(self._identities), self.target, self._tokenizer, on_tokens, on_finish)
+        row = Row(request, next(self._identities), self.target.context, self._closed, on_tokens, on_finish)
         self._unfinished[row.identity] = row
+        row.begin(self.target, self._tokenizer)
         self._waiting.append(row)
         return row.identity
 
     def cancel(self, identity: int) -> None:
         """Let a row finish as ``cancelled`` before the next step, with the tokens that it has."""
-        row = self._unfinished.get(identity)
-        if row is not None:
-            row.cancelled = True
+        self._cancelled.append(identity)
 
     @property
     def busy(self) -> bool:
@@ -147,18 +148,20 @@ class DecodeLoop:
         tokens = sum(gained.values())
         for row, share in gained.items():
             row.result.seconds += elapsed * share / tokens
-        done = [row for row in self._unfinished.copy().values() if row.done]
-        for row in done:
-            del self._unfinished[row.identity]
-        return [row.deliver(self._notes) for row in done]
+        return [self._deliver(self._closed.popleft()) for _ in range(len(self._closed))]
+
+    def _deliver(self, row: Row) -> DecodeResult:
+        del self._unfinished[row.identity]
+        return row.deliver(self._notes)
 
     # ------------------------------------------------------------------------------------------------- rows come and go
 
     def _enter(self, gained: dict[Row, int]) -> None:
         """Close cancelled rows, and prefill waiting ones in the place of finished ones."""
-        for row in self._unfinished.copy().values():
-            if row.cancelled and not row.done:
-                row.finish("cancelled")
+        while self._cancelled:
+            cancelled = self._unfinished.get(self._cancelled.popleft())
+            if cancelled is not None:
+                cancelled.finish("cancelled")
         entering: list[Row] = []
         budget = _PREFILL_TOKENS
         while self._waiting and len(entering) < self._batch.free:

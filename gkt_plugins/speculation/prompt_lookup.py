@@ -33,10 +33,9 @@ class PromptLookupDrafter:
             found.append(index.continuation(gamma))
         width = max(map(len, found))
         device = state.token_ids.device
+        padded = [ids + [0] * (width - len(ids)) for ids in found]
         return Proposal(
-            ids=torch.tensor([ids + [0] * (width - len(ids)) for ids in found], device=device)
-            .reshape(-1, width)
-            .long(),
+            ids=torch.tensor(padded, dtype=torch.int64, device=device).reshape(len(found), width),
             probs=None,
             counts=torch.tensor([len(ids) for ids in found], device=device),
         )

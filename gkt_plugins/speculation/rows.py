@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,8 @@ def _check(request: DecodeRequest, vocab_size: int, context: int, tokenizer: Any
         raise RequestError(f"expected a temperature of at least 0, got {request.sampling.temperature}")
     if request.sampling.repetition_penalty <= 0:
         raise RequestError(f"expected a repetition penalty above 0, got {request.sampling.repetition_penalty}")
+    if "" in request.sampling.stop:
+        raise RequestError("expected stop strings of at least one character, got an empty one; leave it out")
     if request.sampling.stop and tokenizer is None:
         raise RequestError("stop strings need a tokenizer, and the loop was made without one; pass tokenizer=")
 
@@ -49,30 +52,33 @@ def _check(request: DecodeRequest, vocab_size: int, context: int, tokenizer: Any
 class Row:
     """A request under way: its tokens, and whether it is done."""
 
-    def __init__(self, request: DecodeRequest, identity: int, target: CausalTarget, tokenizer: Any,
+    def __init__(self, request: DecodeRequest, identity: int, context: int, closed: deque[Row],
                  on_tokens: OnTokens | None, on_finish: OnFinish | None) -> None:  # fmt: skip
-        """A request that cannot be decoded makes a row that is done, with an error."""
+        """``closed``: where the row puts itself when it is done."""
         self.identity = identity
         self.request = request
         self.result = DecodeResult(request)
-        self.cancelled = False
         self.done = False
+        self._closed = closed
         self.tokens = [int(token) for token in request.token_ids]
         self.prompt = len(self.tokens)
-        self.limit = min(request.sampling.max_tokens, target.context - self.prompt)
+        self.limit = min(request.sampling.max_tokens, context - self.prompt)
         """Most tokens that the answer may have, from its budget and the model's context."""
         self.seed = fresh_seed() if request.sampling.seed is None else request.sampling.seed % 2**64
         self._eos = frozenset(request.eos_ids)
         self._on_tokens = on_tokens
         self._on_finish = on_finish
         self._matcher: StopMatcher | None = None
+
+    def begin(self, target: CausalTarget, tokenizer: Any) -> None:
+        """Get ready to be decoded; a request that cannot be is done, with an error."""
         try:
-            _check(request, target.vocab_size, target.context, tokenizer)
+            _check(self.request, target.vocab_size, target.context, tokenizer)
         except RequestError as error:
             self.finish(None, error=error)
             return
-        if request.sampling.stop:
-            self._matcher = StopMatcher(tokenizer, request.sampling.stop, self.tokens)
+        if self.request.sampling.stop:
+            self._matcher = StopMatcher(tokenizer, self.request.sampling.stop, self.tokens)
 
     @property
     def generated(self) -> int:
@@ -108,11 +114,14 @@ class Row:
         return kept
 
     def finish(self, reason: FinishReason | None, *, error: GktError | None = None) -> None:
-        """Close the row and hand its result over."""
+        """Close the row with what it has. Nothing happens to one that is done already."""
+        if self.done:
+            return
         self.done = True
         self.result.token_ids = self.tokens[self.prompt :]
         self.result.finish_reason = reason
         self.result.error = error
+        self._closed.append(self)
 
     def deliver(self, notes: Sequence[str]) -> DecodeResult:
         """Hand the result to the caller, with the loop's own ``notes``."""

@@ -155,20 +155,26 @@ def _self_check(target: TransformersModel) -> None:
     """
     name = type(target.model).__name__
     size = min(6, target.context)
-    row = torch.arange(size, device=target.device)[None] % target.vocab_size
-    half = size // 2
+    row = torch.arange(size, device=target.device) % target.vocab_size
+    first, second = size // 2, size // 2 - 1  # where the two rows go on, after what they had from there was rejected
+    width = size - first
     try:
         with torch.inference_mode():
-            expected = target.model(input_ids=row, use_cache=False).logits[0]
-        target.forward(torch.cat([row, row.flip(1)]), [0, 0])
-        got = target.forward(torch.cat([row[:, half:], row[:, : size - half]]), [half, 0])[0]
+            expected = target.model(input_ids=row[None], use_cache=False).logits[0]
+        rejected = row.flip(0)
+        target.forward(
+            torch.stack([torch.cat([row[:n], rejected[n:]]) for n in (first, second)]),
+            [0, 0],
+        )
+        got = target.forward(torch.stack([row[n : n + width] for n in (first, second)]), [first, second])
     except Exception as exc:  # whatever the architecture stumbles over, it cannot be served
         raise ConfigError(f"{name} cannot be run with rows of different lengths: {exc!r}") from exc
     finally:
         target.seconds = 0.0
     scale = float(expected.float().std()) or 1.0
     tolerance = 0.01 if expected.dtype == torch.float32 else 0.2
-    if float((got - expected[half:]).float().abs().max()) > tolerance * scale:
+    wanted = torch.stack([expected[n : n + width] for n in (first, second)])
+    if float((got - wanted).float().abs().max()) > tolerance * scale:
         raise ConfigError(
             f"{name} computes something else when rows have different lengths, so it would write wrong text"
         )

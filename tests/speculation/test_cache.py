@@ -45,7 +45,9 @@ def test_keys_and_values_equal_recomputation_after_rollbacks(tiny):
     for ours, theirs in zip(used._cache.layers, fresh._cache.layers, strict=True):
         for row, length in ((0, 5), (1, 4)):
             torch.testing.assert_close(ours.keys[row, :, :length], theirs.keys[row, :, :length], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(ours.values[row, :, :length], theirs.values[row, :, :length], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                ours.values[row, :, :length], theirs.values[row, :, :length], rtol=1e-4, atol=1e-5
+            )
 
 
 def test_a_row_goes_on_in_another_slot_after_a_move(tiny):

@@ -80,7 +80,9 @@ def test_a_draft_that_was_not_asked_for_a_while_catches_up(tiny):
 def test_vocabularies_that_differ_by_padding_work(target_size, draft_size, temperature, tiny):
     prompts = [[1, 2, 3], [60, 61], [5]]
     target, draft = tiny("llama", vocab_size=target_size), tiny("gpt2", vocab_size=draft_size)
-    plain = DecodeLoop(TransformersModel(target)).run([DecodeRequest(prompt, Sampling(max_tokens=16)) for prompt in prompts])
+    plain = DecodeLoop(TransformersModel(target)).run(
+        [DecodeRequest(prompt, Sampling(max_tokens=16)) for prompt in prompts]
+    )
     results = run(target, TransformersModel(draft), prompts, gamma=3, temperature=temperature)
     assert all(result.error is None and not result.notes and max(result.token_ids) < target_size for result in results)
     if temperature == 0:

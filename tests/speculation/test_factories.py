@@ -84,7 +84,9 @@ def test_a_rule_of_a_plugin_is_used():
 
     verifier = build(VERIFIERS, "lenient", {"rule": rule}, rule="theirs", epsilon=0.5)
     noise = Noise(torch.zeros(1, 1), torch.zeros(1))
-    verifier.verify(Proposal(torch.zeros(1, 1, dtype=torch.int64), None), KnownScores(torch.full((1, 2, 2), 0.5)), noise)
+    verifier.verify(
+        Proposal(torch.zeros(1, 1, dtype=torch.int64), None), KnownScores(torch.full((1, 2, 2), 0.5)), noise
+    )
     assert calls == [0.5]
 
 

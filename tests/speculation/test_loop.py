@@ -114,7 +114,12 @@ def test_a_stop_string_is_looked_for_in_the_answer_alone():
 
 
 def test_rows_stop_each_for_itself():
-    requests = [ask(max_tokens=30, stop=("3",)), ask(max_tokens=30, eos_ids=(7,)), ask(max_tokens=4), ask(max_tokens=30, stop=("90",))]
+    requests = [
+        ask(max_tokens=30, stop=("3",)),
+        ask(max_tokens=30, eos_ids=(7,)),
+        ask(max_tokens=4),
+        ask(max_tokens=30, stop=("90",)),
+    ]
     results = loop_of(tokenizer=Digits(), max_batch=4).run(requests)
     assert [len(result.token_ids) for result in results] == [3, 7, 4, 10]
 
@@ -171,7 +176,11 @@ def test_a_seed_repeats_an_answer_and_another_seed_gives_another():
 
     def answer(seed):
         drafter = TableModel.random(50, seed=1)
-        return DecodeLoop(target, drafter=drafter, gamma=3).run([ask(max_tokens=20, temperature=1.0, seed=seed)])[0].token_ids
+        return (
+            DecodeLoop(target, drafter=drafter, gamma=3)
+            .run([ask(max_tokens=20, temperature=1.0, seed=seed)])[0]
+            .token_ids
+        )
 
     assert answer(11) == answer(11)
     assert answer(11) != answer(12)
@@ -190,7 +199,9 @@ def test_tokens_are_handed_over_as_they_come_and_results_as_soon_as_rows_finish(
         order.append(("tokens", place))
 
     results = loop_of(max_batch=2).run(
-        [ask(max_tokens=20), ask(max_tokens=4)], on_tokens=on_tokens, on_finish=lambda place, result: order.append(("end", place))
+        [ask(max_tokens=20), ask(max_tokens=4)],
+        on_tokens=on_tokens,
+        on_finish=lambda place, result: order.append(("end", place)),
     )
     assert [streamed[place] for place in (0, 1)] == [result.token_ids for result in results]
     assert order.index(("end", 1)) < len(order) - 1 - order[::-1].index(("tokens", 0))
@@ -198,13 +209,13 @@ def test_tokens_are_handed_over_as_they_come_and_results_as_soon_as_rows_finish(
 
 def test_requests_may_be_added_between_steps():
     loop = loop_of(max_batch=2)
-    loop.add(ask(max_tokens=9))
+    loop.add(ask(max_tokens=12))
     assert loop.step() == []
     loop.add(ask([5], max_tokens=2))
     finished = []
     while loop.busy:
         finished += loop.step()
-    assert [result.token_ids for result in finished] == [[6, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    assert [result.token_ids for result in finished] == [[6, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]]
 
 
 def test_a_cancelled_row_keeps_its_tokens_and_the_others_go_on():
@@ -252,6 +263,7 @@ def test_every_verified_block_of_every_row_can_be_observed():
         (ask(temperature=-1.0), "temperature of at least 0, got -1.0"),
         (ask(repetition_penalty=0.0), "repetition penalty above 0, got 0.0"),
         (ask(stop=("x",)), "stop strings need a tokenizer"),
+        (ask(stop=("x", "")), "stop strings of at least one character, got an empty one"),
     ],
 )
 def test_a_bad_request_gets_one_clear_sentence_and_the_good_ones_their_answers(bad, message):

@@ -51,14 +51,18 @@ def test_rows_keep_their_index_when_they_change_place():
 
 def test_repeating_text_is_decoded_in_fewer_target_calls():
     target = TableModel.greedy([1, 2, 3, 4, 0])
-    (result,) = DecodeLoop(target, drafter=PromptLookupDrafter(), gamma=4).run([DecodeRequest([0], Sampling(max_tokens=40))])
+    (result,) = DecodeLoop(target, drafter=PromptLookupDrafter(), gamma=4).run(
+        [DecodeRequest([0], Sampling(max_tokens=40))]
+    )
     assert result.token_ids == target.continue_greedily([0], 40)
     assert len(target.calls) < 20
 
 
 def test_text_that_never_repeats_is_decoded_plainly():
     target = TableModel.greedy([*range(1, 30), 0])
-    (result,) = DecodeLoop(target, drafter=PromptLookupDrafter(), gamma=4).run([DecodeRequest([0], Sampling(max_tokens=20))])
+    (result,) = DecodeLoop(target, drafter=PromptLookupDrafter(), gamma=4).run(
+        [DecodeRequest([0], Sampling(max_tokens=20))]
+    )
     assert result.token_ids == list(range(1, 21))
     assert (result.counts.blocks, result.notes) == (0, ())
 

@@ -118,7 +118,7 @@ def test_noise_is_uniform_and_its_streams_do_not_depend_on_each_other():
         for stream in (ACCEPT, SAMPLE, DRAFT)
     ]
     draws = np.concatenate([part.ravel() for part in grid])
-    assert 0 <= draws.min()
+    assert draws.min() >= 0
     assert draws.max() < 1
     # 150,000 draws; the seed is fixed, and a uniform source gives a p-value below 1e-4 once in ten thousand times.
     assert stats.kstest(draws, "uniform").pvalue > 1e-4

@@ -17,7 +17,9 @@ def test_sizes_that_differ_by_padding_pass(target, draft):
 
 @pytest.mark.parametrize(("target", "draft"), [(32_000, 128_256), (50_257, 32_000), (1000, 1500)])
 def test_sizes_that_differ_by_more_are_refused_and_both_named(target, draft):
-    with pytest.raises(ConfigError, match=f"the draft's vocabulary has {draft} entries, the target's {target}.*more than padding"):
+    with pytest.raises(
+        ConfigError, match=f"the draft's vocabulary has {draft} entries, the target's {target}.*more than padding"
+    ):
         check_vocabularies(target, draft)
 
 
@@ -31,7 +33,9 @@ def test_a_few_special_tokens_of_one_side_pass():
 
 def test_the_same_size_with_other_tokens_is_refused_with_the_first_difference():
     swapped = TOKENS | {"t5": 6, "t6": 5}
-    with pytest.raises(ConfigError, match="token 6 is 't5' for the draft and 't6' for the target.*has 1000 entries, the target's 1000"):
+    with pytest.raises(
+        ConfigError, match=r"token 6 is 't5' for the draft and 't6' for the target.*has 1000 entries, the target's 1000"
+    ):
         check_vocabularies(1000, 1000, TOKENS, swapped)
 
 
