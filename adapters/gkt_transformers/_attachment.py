@@ -23,7 +23,8 @@ class Attachment:
         self.enabled: Speculator | None = None
         """What :func:`gkt_transformers.enable` built."""
         self.report: Report | None = None
-        self._from_files: dict[tuple[Path, int], Speculator] = {}
+        self._from_files: dict[Path, tuple[int, Speculator]] = {}
+        """With the file's time of change, in nanoseconds."""
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Attachment], tuple[()]]:
@@ -38,11 +39,11 @@ class Attachment:
         :raises ConfigError: the file is wrong, or the model or the draft does not fit.
         """
         path = Path(os.environ.get("GKT_CONFIG", "gkt.toml")) if path is None else path
-        key = path.absolute(), path.stat().st_mtime_ns if path.is_file() else 0
+        key, changed = path.absolute(), path.stat().st_mtime_ns if path.is_file() else 0
         with self._lock:
-            if key not in self._from_files:
-                self._from_files[key] = Speculator.for_model(model, load_config(path))
-            return self._from_files[key]
+            if key not in self._from_files or self._from_files[key][0] != changed:
+                self._from_files[key] = changed, Speculator.for_model(model, load_config(path))
+            return self._from_files[key][1]
 
 
 def attachment_of(model: Any) -> Attachment:

@@ -66,10 +66,11 @@ def generate(
 def call_generate(model: Any, speculator: Speculator, /, *args: Any, **kwargs: Any) -> Any:
     """``model.generate(*args, **kwargs)``, decoded by ``speculator``. Arguments are those of the model's own method."""
     method = type(model).generate
-    bound = inspect.signature(method).bind_partial(model, *args, **kwargs).arguments
+    signature = inspect.signature(method)
+    bound = signature.bind_partial(model, *args, **kwargs).arguments
     arguments: dict[str, Any] = {}
     for name, value in list(bound.items())[1:]:
-        arguments |= value if name == "kwargs" else {name: value}
+        arguments |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
     if arguments.get("custom_generate") is not None:
         return method(model, **arguments)  # another method was asked for by name
     check_arguments(arguments)

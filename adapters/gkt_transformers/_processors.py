@@ -52,7 +52,7 @@ class SplitProcessors:
 
     def for_row(self, row: int, padding: Tensor) -> tuple[LogitsProcessor, ...]:
         """``row``: its index in the batch. ``padding``: [n] ids that generate's own call has before the row's."""
-        return tuple(_for_row(processor, row, padding) for processor in self.rest)
+        return tuple(_at_home(_for_row(processor, row, padding), padding.device) for processor in self.rest)
 
 
 def split_processors(processors: Sequence[Any], *, do_sample: bool) -> SplitProcessors:
@@ -111,6 +111,17 @@ def _for_row(processor: Any, row: int, padding: Tensor) -> LogitsProcessor:
     if isinstance(processor, _COUNT_POSITIONS) and len(padding):
         return lambda ids, scores: processor(torch.cat([padding[None], ids], dim=1), scores)
     return processor  # type: ignore[no-any-return]
+
+
+def _at_home(processor: LogitsProcessor, device: torch.device) -> LogitsProcessor:
+    """Generate sets processors up for the device of its inputs, which need not be the model's."""
+
+    def on_device(ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.device == device:
+            return processor(ids, scores)
+        return processor(ids.to(device), scores.to(device)).to(scores.device)
+
+    return on_device
 
 
 def row_criteria(criteria: Sequence[Any], padding: Tensor) -> tuple[StoppingCriterion, ...]:

@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from gkt_plugins.accounting.money import split_seconds
 from gkt_plugins.contracts import Sampling
 from gkt_plugins.errors import EngineError
 from gkt_transformers._loading import LoadedModel, eos_ids
@@ -108,8 +109,9 @@ class Seq2SeqRunner:
             do_sample=False,
             forced_eos_token_id=None,
         )
-        _split_seconds(rows, time.perf_counter() - started)
-        for row in rows:
+        shares = split_seconds(time.perf_counter() - started, [row.completion_tokens for row in rows])
+        for row, share in zip(rows, shares, strict=True):
+            row.seconds = share
             row.close()
 
 
@@ -168,10 +170,3 @@ def _generator(sampling: Sampling, device: torch.device) -> torch.Generator | No
     else:
         generator.manual_seed(sampling.seed)
     return generator
-
-
-def _split_seconds(rows: Sequence[Row], seconds: float) -> None:
-    """A batch's seconds by generated tokens; they add up to the batch's wall time."""
-    total = sum(row.completion_tokens for row in rows)
-    for row in rows:
-        row.seconds += seconds * row.completion_tokens / total if total else seconds / len(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from gkt_plugins.config import load_config
 from gkt_plugins.contracts import BuildContext, Call, Completion, Engine, Prompt, Sampling
-from gkt_plugins.errors import BackendError, ConfigError, EngineError
+from gkt_plugins.errors import BackendError, ConfigError, EngineError, MissingDependencyError
 from gkt_plugins.plugins import load_plugins
 
 QUESTION = Prompt("Anna has 12 apples and buys")
@@ -235,6 +236,12 @@ async def test_the_plugin_builds_it_from_a_configuration(tiny, tmp_path):
 
 def _build(folder, **options):
     return TransformersEngine.build(TransformersOptions(model=str(folder), **options), BuildContext(name="edge"))
+
+
+def test_a_missing_extra_is_named(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    with pytest.raises(MissingDependencyError, match=r"run: pip install 'gkt-plugins\[transformers\]'"):
+        _build(tiny.folder("llama"))
 
 
 def test_a_missing_folder_is_named(tmp_path):

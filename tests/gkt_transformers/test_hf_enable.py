@@ -132,6 +132,16 @@ def test_the_callable_takes_what_an_enabled_model_was_enabled_with(model, config
     assert gkt_transformers.last_report(model).counts.drafted > 0
 
 
+def test_a_configuration_file_that_changes_is_read_again(model, tmp_path):
+    path = tmp_path / "gkt.toml"
+    options = {"max_new_tokens": 30, "custom_generate": gkt_transformers.generate, "gkt_config": path}
+    path.write_text('[speculation]\ndrafter = "prompt_lookup"\ngamma = 2\n')
+    model.generate(PROMPT, **options)
+    path.write_text('[speculation]\ndrafter = "no such drafter"\n')
+    with pytest.raises(ConfigError, match="no such drafter"):
+        model.generate(PROMPT, **options)
+
+
 def test_the_callable_finds_gkt_toml_in_the_current_folder(model, tmp_path, monkeypatch):
     (tmp_path / "gkt.toml").write_text('[speculation]\ndrafter = "prompt_lookup"\ngamma = 2\n')
     monkeypatch.chdir(tmp_path)

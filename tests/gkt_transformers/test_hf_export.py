@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,24 @@ def test_the_command_line_says_what_it_expects(tiny, tmp_path):
     )
     result = CliRunner().invoke(app, ["export", "--to", "transformer", "--model", "m", "--output", "o"])
     assert "did you mean 'transformers'?" in str(result.exception)
+
+
+def test_a_model_from_the_hub_brings_its_draft(exported, tmp_path):
+    commit = "0" * 40
+    repository = tmp_path / "hub" / "models--team--fast"
+    shutil.copytree(exported, repository / "snapshots" / commit)  # as the hub's client keeps it
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    code = (
+        "import torch, gkt_transformers\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained('team/fast', trust_remote_code=True)\n"
+        "model.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=20)\n"
+        "assert gkt_transformers.last_report(model).counts.drafted > 0\n"
+    )
+    env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("module", ["gkt_plugins.cli.export", "gkt_transformers.export", "gkt_transformers.plugin"])

@@ -93,7 +93,7 @@ async def test_sampled_tokens_follow_the_model_s_own_distribution(tiny, engine_o
         [Call(QUESTION, sampling=Sampling(1, temperature=temperature, top_k=12, seed=seed)) for seed in range(n)]
     )
     seen = [answer.text for answer in answers]
-    assert len(expected) > 4
+    assert len(expected) > 2
     for text, p in expected.items():
         share = seen.count(text) / n
         assert abs(share - p) <= 4 * (p * (1 - p) / n) ** 0.5  # four standard errors of a binomial share
