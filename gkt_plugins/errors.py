@@ -67,6 +67,4 @@ def require(module: str, *, extra: str) -> ModuleType:
     except ModuleNotFoundError as exc:
         if exc.name != module.partition(".")[0]:
             raise
-        raise MissingDependencyError(
-            f"{module!r} is not installed; run: pip install 'gkt-plugins[{extra}]'"
-        ) from exc
+        raise MissingDependencyError(f"{module!r} is not installed; run: pip install 'gkt-plugins[{extra}]'") from exc

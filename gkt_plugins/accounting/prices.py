@@ -44,8 +44,10 @@ def parse_price(model: str, section: Mapping[str, Any], *, source: str = "config
             raise ConfigError(f"{where}.{key} {exc}") from exc
     per_token = {"input_nano", "output_nano", "cached_input_nano"} & amounts.keys()
     if per_token and not {"input_nano", "output_nano"} <= per_token:
-        raise ConfigError(f"{where} is half a price and would make every cost unknown; "
-                          "give both input_per_million and output_per_million")
+        raise ConfigError(
+            f"{where} is half a price and would make every cost unknown; "
+            "give both input_per_million and output_per_million"
+        )
     if not amounts:
         raise ConfigError(f"{where} names no price; give input_per_million and output_per_million, or per_hour")
     return Price(currency=currency, source=source, **amounts)

@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from random import Random
+from typing import get_args
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from gkt_plugins.demo._tokenizers import render
-from gkt_plugins.demo.problems import Problem, generate
+from gkt_plugins.demo.problems import Problem, Role, generate
 
-__all__ = ["Batch", "batches", "collate", "encode"]
+__all__ = ["ROLES", "Batch", "batches", "collate", "encode"]
+
+ROLES: tuple[Role, ...] = get_args(Role)
 
 _POOL = 64  # batches that are sorted by length together
 _ROUND = 32  # lengths are multiples of this: few shapes, whose kernels are made once
@@ -30,6 +33,8 @@ class Batch:
     """[batch, length], whether a token belongs to the answer, the closing token included."""
     is_plan: Tensor
     """[batch, length], whether it belongs to the plan line."""
+    roles: Tensor
+    """[batch, length], at the full stop of each sentence told its role as a place in ``ROLES``, elsewhere -100."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class _Row:
     prompt: list[int]
     plan: list[int]
     rest: list[int]
+    roles: list[int]
 
 
 def encode(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> list[_Row]:
@@ -44,7 +50,12 @@ def encode(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> list[
     prompts = tokenizer([render(p.question) for p in problems]).input_ids
     plans = tokenizer([f"{p.plan}\n" for p in problems]).input_ids
     rests = tokenizer([p.answer[len(p.plan) + 1 :] + tokenizer.eos_token for p in problems]).input_ids
-    return [_Row(*row) for row in zip(prompts, plans, rests, strict=True)]
+    stop = tokenizer.convert_tokens_to_ids(".")
+    roles = []
+    for problem, prompt in zip(problems, prompts, strict=True):
+        said = iter(problem.roles)
+        roles.append([ROLES.index(next(said)) if token == stop else -100 for token in prompt])
+    return [_Row(*row) for row in zip(prompts, plans, rests, roles, strict=True)]
 
 
 def collate(rows: list[_Row], pad_id: int, *, whole: bool) -> Batch:
@@ -56,7 +67,8 @@ def collate(rows: list[_Row], pad_id: int, *, whole: bool) -> Batch:
     begin = torch.tensor([[len(row.prompt)] for row in rows])
     plan_end = begin + torch.tensor([[len(row.plan)] for row in rows])
     end = torch.tensor([[len(s)] for s in sequences])
-    return Batch(ids, (at >= begin) & (at < end), (at >= begin) & (at < plan_end))
+    roles = torch.tensor([row.roles + [-100] * (length - len(row.roles)) for row in rows])
+    return Batch(ids, (at >= begin) & (at < end), (at >= begin) & (at < plan_end), roles)
 
 
 def batches(
@@ -75,7 +87,7 @@ def batches(
     for pool in count(first_step // _POOL):
         rng = Random(f"pool {pool}")
         whole = [rng.random() >= plan_only for _ in range(_POOL)]
-        sizes = [tokens_per_batch // (270 if w else 95) for w in whole]
+        sizes = [tokens_per_batch // (250 if w else 88) for w in whole]
         steps = 3 if pool * _POOL < easy_steps else 6
         problems = [generate((pool << 20) + i, max_steps=steps) for i in range(sum(sizes))]
         rows = sorted(encode(problems, tokenizer), key=lambda row: len(row.prompt) + len(row.rest))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from gkt_plugins.demo._tokenizers import render
 from gkt_plugins.demo.problems import Problem, score
 
-__all__ = ["DemoModel", "acceptance", "accuracy", "evaluate", "load", "wilson"]
+__all__ = ["DemoModel", "acceptance", "accuracy", "evaluate", "load", "load_tokenizer", "wilson"]
 
 _BATCH = 100
 _MAX_TOKENS = 480
@@ -46,9 +46,16 @@ class DemoModel:
         return [str(self.tokenizer.decode(list(row), skip_special_tokens=True)) for row in rows]
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Load a model folder's tokenizer, offline."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    return cast("PreTrainedTokenizerFast", tokenizer)
+
+
 def load(folder: Path) -> DemoModel:
     """Load a model folder, offline, in single precision."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.padding_side = "left"
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     return DemoModel(model.eval(), tokenizer)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gkt_plugins.demo._worked import Operator
+
 __all__ = ["FAMILIES", "NAMES", "NUMBER_WORDS", "RELATIONS", "TRANSFERS", "Ending", "Family", "Wording"]
 
 NUMBER_WORDS: dict[str, int] = {
@@ -33,7 +35,7 @@ class Wording:
 class Ending:
     """A last operation that counts only when its own question is asked; else its sentence is a distractor."""
 
-    op: str
+    op: Operator
     fact: str
     question: str
     conclusion: str
@@ -48,7 +50,7 @@ class Family:
     starts: tuple[str, ...]
     groups: str
     """A start that is a product: {n} groups of {m} things."""
-    events: dict[str, tuple[Wording, ...]]
+    events: dict[Operator, tuple[Wording, ...]]
     """operator → the ways to say it"""
     asides: tuple[str, ...]
     """Sentences with a number that never matters."""
@@ -64,7 +66,7 @@ class Family:
         return (*self.starts, self.groups, *events, *self.asides, *endings, self.question)
 
 
-RELATIONS: dict[str, tuple[Wording, ...]] = {
+RELATIONS: dict[Operator, tuple[Wording, ...]] = {
     "*": (Wording("{p} has {n} times as many {x} as {q}."), Wording("{p} has twice as many {x} as {q}.", 2)),
     "+": (Wording("{p} has {n} more {x} than {q}."),),
     "-": (Wording("{p} has {n} fewer {x} than {q}."),),
@@ -72,7 +74,7 @@ RELATIONS: dict[str, tuple[Wording, ...]] = {
 }
 """How {p}'s things follow from those of {q}."""
 
-TRANSFERS: dict[str, tuple[Wording, ...]] = {
+TRANSFERS: dict[Operator, tuple[Wording, ...]] = {
     "-": (Wording("{p} gives {q} {n} {x}."), Wording("{q} gets {n} {x} from {p}.")),
     "+": (Wording("{q} gives {p} {n} {x}."), Wording("{p} gets {n} {x} from {q}.")),
 }
@@ -81,7 +83,7 @@ TRANSFERS: dict[str, tuple[Wording, ...]] = {
 
 def _events(
     add: tuple[str, ...], sub: tuple[str, ...], mul: tuple[Wording, ...], div: tuple[Wording, ...]
-) -> dict[str, tuple[Wording, ...]]:
+) -> dict[Operator, tuple[Wording, ...]]:
     return {"+": tuple(map(Wording, add)), "-": tuple(map(Wording, sub)), "*": mul, "/": div}
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
-__all__ = ["Step", "apply", "plan_text", "worked_text"]
+__all__ = ["Operator", "Step", "apply", "plan_text", "worked_text"]
+
+Operator = Literal["+", "-", "*", "/"]
 
 _OPENINGS = ("Start with {a}.", "Begin with {a}.", "At first there are {a}.", "The first number is {a}.")
 _HEADS = ("{a} {op}{b}:", "Now {a} {op}{b}:", "Next {a} {op}{b}:", "Work out {a} {op}{b}:")
@@ -20,12 +23,12 @@ class Step:
     """One operation on the running total: ``before op operand = after``, all positive integers."""
 
     before: int
-    op: str
+    op: Operator
     operand: int
     after: int
 
 
-def apply(total: int, op: str, operand: int) -> int:
+def apply(total: int, op: Operator, operand: int) -> int:
     """``total op operand``.
 
     :raises ValueError: unknown operator, or a division that leaves a rest.
@@ -45,9 +48,9 @@ def _chain(steps: Sequence[Step]) -> str:
     return " ".join(f"{step.op}{step.operand}" for step in steps)
 
 
-def plan_text(steps: Sequence[Step]) -> str:
-    """The plan: a first number and what happens to the running total, from left to right; no result."""
-    return f"Plan: {steps[0].before} {_chain(steps)}."
+def plan_text(items: Sequence[tuple[str, str]]) -> str:
+    """The plan: sentence by sentence, the first number or what happens to the running total; no result."""
+    return f"Plan: {' '.join(f'{label} {item}' for label, item in items)}."
 
 
 def worked_text(steps: Sequence[Step], rng: Random) -> str:

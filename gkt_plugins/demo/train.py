@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import time
@@ -23,8 +22,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gkt_plugins.demo._batches import Batch, batches, collate, encode
-from gkt_plugins.demo._evaluate import evaluate, load
+from gkt_plugins.demo._batches import ROLES, Batch, batches, collate, encode
+from gkt_plugins.demo._evaluate import evaluate, load, load_tokenizer
 from gkt_plugins.demo._plot import plot_curves
 from gkt_plugins.demo._tokenizers import QWEN2, SMOLLM, TokenizerSpec, render, train_tokenizer
 from gkt_plugins.demo.models import MODEL_NAMES, ModelName, model_dir
@@ -53,15 +52,18 @@ class ModelSpec:
     """About so many tokens a step, prompts included."""
     plan_only: float
     """Share of batches that hold the answer's plan only; 0: whole answers."""
-    peak_lr: float = 3e-3
+    role_weight: float = 0.0
+    """Weight of a second loss: a linear head on the last layer but one names the role of each sentence read. It leads
+    to attention that tells whose things a sentence is about; the head is thrown away."""
+    peak_lr: float = 1.5e-3
 
 
 SPECS: dict[ModelName, ModelSpec] = {
     "teacher": ModelSpec(
-        QWEN2, hidden=160, layers=5, inner=448, steps=7400, batch_tokens=4096, plan_only=0.65, peak_lr=1.6e-3
+        QWEN2, 128, 4, 352, steps=4200, batch_tokens=6144, plan_only=0.4, role_weight=0.3, peak_lr=2.5e-3
     ),
-    "student": ModelSpec(SMOLLM, hidden=96, layers=2, inner=256, steps=4000, batch_tokens=6144, plan_only=0.0),
-    "draft": ModelSpec(QWEN2, hidden=32, layers=1, inner=96, steps=8000, batch_tokens=6144, plan_only=0.0),
+    "student": ModelSpec(SMOLLM, 96, 2, 256, steps=3000, batch_tokens=6144, plan_only=0.0, peak_lr=3e-3),
+    "draft": ModelSpec(QWEN2, 32, 1, 96, steps=6000, batch_tokens=6144, plan_only=0.0, peak_lr=3e-3),
 }
 
 
@@ -72,15 +74,19 @@ def train(name: ModelName, out: Path, work: Path) -> dict[str, Any]:
     """
     spec = SPECS[name]
     torch.manual_seed(0)
-    tokenizer = _tokenizer(spec.tokenizer)
+    tokenizer = _tokenizer(name, out)
     model = LlamaForCausalLM(_config(spec, tokenizer))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.peak_lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    head = torch.nn.Linear(spec.hidden, len(ROLES))
+    optimizer = torch.optim.AdamW(
+        [*model.parameters(), *head.parameters()], lr=spec.peak_lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+    )
     checkpoint = work / f"{name}.pt"
     curve: dict[str, Any] = {"step": [], "plan": [], "rest": [], "all": [], "seconds": 0.0, "tokens": 0}
     first = 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         model.load_state_dict(state["model"])
+        head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
         curve = state["curve"]
         first = curve["step"][-1]
@@ -90,7 +96,10 @@ def train(name: ModelName, out: Path, work: Path) -> dict[str, Any]:
     for step, batch in zip(range(first + 1, spec.steps + 1), stream, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = spec.peak_lr * _schedule(step, spec.steps)
-        loss = _losses(model, batch)[0].mean()
+        losses, _, hidden = _losses(model, batch)
+        loss = losses.mean()
+        if spec.role_weight:
+            loss = loss + spec.role_weight * _role_loss(head, hidden, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -104,14 +113,26 @@ def train(name: ModelName, out: Path, work: Path) -> dict[str, Any]:
             curve["seconds"] = round(time.monotonic() - began, 1)
             _save(model, tokenizer, out / name)
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "curve": curve}, checkpoint)
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "head": head.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "curve": curve,
+                },
+                checkpoint,
+            )
             print(name, step, measured, f"{curve['seconds']:.0f} s", flush=True)
     return curve
 
 
-def _tokenizer(spec: TokenizerSpec) -> PreTrainedTokenizerFast:
+def _tokenizer(name: ModelName, out: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that is already there, else a new one; teacher and draft share the teacher's."""
+    folder = out / ("student" if name == "student" else "teacher")
+    if (folder / "tokenizer.json").exists():
+        return load_tokenizer(folder)
     texts = (f"{render(p.question)}{p.answer}" for p in problems(0, 6000, split="train"))
-    return train_tokenizer(texts, spec)
+    return train_tokenizer(texts, SPECS[name].tokenizer)
 
 
 def _config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -131,20 +152,27 @@ def _config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Warm-up over 100 steps, then a cosine down to 2 %."""
-    return min(step / 100, 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+    """Warm-up over 100 steps, then constant, then down to 2 % over the last quarter."""
+    return min(step / 100, 1.0, 0.02 + 0.98 * (steps - step) / (steps / 4))
 
 
-def _losses(model: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Loss in nats of every answer token, [answer tokens], and whether it belongs to the plan."""
+def _losses(model: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss in nats of every answer token, [answer tokens]; whether it belongs to the plan; what the last layer but one
+    makes of every token, [batch, length, hidden]."""
     picked = batch.is_answer[:, 1:].flatten().nonzero()[:, 0]
     padded = torch.cat([picked, picked.new_zeros(-len(picked) % 1024)])  # few shapes, whose kernels are made once
     with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[:, :-1].flatten(0, 1)[padded])[: len(picked)]
+        output = model.model(input_ids=batch.ids, use_cache=False, output_hidden_states=True)
+        logits = model.lm_head(output.last_hidden_state[:, :-1].flatten(0, 1)[padded])[: len(picked)]
     labels = batch.ids[:, 1:].flatten()[picked]
     losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-    return losses, batch.is_plan[:, 1:].flatten()[picked]
+    return losses, batch.is_plan[:, 1:].flatten()[picked], output.hidden_states[-2]
+
+
+def _role_loss(head: torch.nn.Linear, hidden: Tensor, batch: Batch) -> Tensor:
+    """Mean loss in nats of the roles of the sentences read."""
+    logits = head(hidden.flatten(0, 1).float())
+    return torch.nn.functional.cross_entropy(logits, batch.roles.flatten(), ignore_index=-100)
 
 
 def _held_out(tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
@@ -157,7 +185,7 @@ def _held_out(tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
 def _measure(model: LlamaForCausalLM, held_out: list[Batch]) -> dict[str, float]:
     """Held-out loss in nats per token: on plans, on the rest of the answers, on all of them."""
     parts = [_losses(model, batch) for batch in held_out]
-    losses, in_plan = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    losses, in_plan = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     return {"plan": losses[in_plan].mean().item(), "rest": losses[~in_plan].mean().item(), "all": losses.mean().item()}
 
 

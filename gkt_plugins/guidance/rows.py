@@ -90,9 +90,7 @@ def _row(number: int, line: str) -> Row:
 
 
 def _is_message(value: object) -> bool:
-    return (
-        isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
-    )
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
 def answer_row(row_id: RowId, answer: Answer) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from gkt_transformers._generation_options import ARGUMENTS, FIELDS, check_generation_config
 from transformers import GenerationConfig, GenerationMixin
 
 from gkt_plugins.errors import ConfigError
+from gkt_transformers._generation_options import ARGUMENTS, FIELDS, check_generation_config
 
 _FIELDS_OF_THIS_RELEASE = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_"))
 

@@ -8,8 +8,6 @@ import sys
 
 import pytest
 import torch
-from gkt_transformers.engine import TransformersEngine
-from gkt_transformers.options import TransformersOptions
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -17,6 +15,8 @@ from gkt_plugins.config import load_config
 from gkt_plugins.contracts import BuildContext, Call, Completion, Engine, Prompt, Sampling
 from gkt_plugins.errors import BackendError, ConfigError, EngineError, MissingDependencyError
 from gkt_plugins.plugins import load_plugins
+from gkt_transformers.engine import TransformersEngine
+from gkt_transformers.options import TransformersOptions
 
 QUESTION = Prompt("Anna has 12 apples and buys")
 

@@ -7,12 +7,12 @@ import shlex
 import shutil
 from pathlib import Path
 
-from gkt_transformers._generation_options import ARGUMENTS, FIELDS
-from gkt_transformers.options import TransformersOptions
 from typer.testing import CliRunner
 
 from gkt_plugins.cli import app
 from gkt_plugins.config import load_config
+from gkt_transformers._generation_options import ARGUMENTS, FIELDS
+from gkt_transformers.options import TransformersOptions
 
 PAGE = Path(__file__).parents[2] / "docs" / "transformers.md"
 

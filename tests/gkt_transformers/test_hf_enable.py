@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import pickle
 
-import gkt_transformers
 import pytest
 import torch
 from transformers import pipeline
 
+import gkt_transformers
 from gkt_plugins.config import load_config
 from gkt_plugins.errors import ConfigError
 

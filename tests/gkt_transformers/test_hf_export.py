@@ -8,16 +8,16 @@ import subprocess
 import sys
 import tomllib
 
-import gkt_transformers
 import pytest
 import torch
-from gkt_transformers.export import export_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from typer.testing import CliRunner
 
+import gkt_transformers
 from gkt_plugins.cli import app
 from gkt_plugins.config import load_config
 from gkt_plugins.errors import ConfigError
+from gkt_transformers.export import export_folder
 
 PROMPT = torch.tensor([[5, 6, 7, 8]])
 

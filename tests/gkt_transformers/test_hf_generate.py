@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 
-import gkt_transformers
 import pytest
 import torch
 from scipy.stats import chi2
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+import gkt_transformers
 from gkt_plugins.config import load_config
 
 WAYS = ["enable", "callable", "folder"]

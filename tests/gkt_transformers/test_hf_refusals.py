@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import gkt_transformers
 import pytest
 import torch
 from transformers import DynamicCache, LogitsProcessorList, StaticCache, StoppingCriteriaList
@@ -12,6 +11,7 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 from transformers.generation.stopping_criteria import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+import gkt_transformers
 from gkt_plugins.config import load_config
 from gkt_plugins.errors import ConfigError
 

@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 import torch
-from gkt_transformers.engine import TransformersEngine
-from gkt_transformers.options import TransformersOptions
 from transformers import AutoModelForSeq2SeqLM
 
 from gkt_plugins.contracts import BuildContext, Call, Completion, Prompt, Sampling
 from gkt_plugins.errors import ConfigError, EngineError
+from gkt_transformers.engine import TransformersEngine
+from gkt_transformers.options import TransformersOptions
 
 QUESTION = Prompt("A train travels 60 km in one hour")
 FAMILIES = ["t5", "bart"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from gkt_transformers._text import TextCodec
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gkt_plugins.contracts import Message, Prompt
 from gkt_plugins.errors import EngineError
+from gkt_transformers._text import TextCodec
 
 
 def _word_piece(corpus: list[str]) -> PreTrainedTokenizerFast:

@@ -39,7 +39,7 @@ SEGMENTS = (
     *("👨‍👩‍👧‍👦", "👩🏽‍🚀", "👍🏿", "🇩🇪", "🇯🇵🇺🇸", "🇩", "❤️", "1️⃣", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "🏳️‍🌈", "🐱"),
     *("你好世界", "東京に行く。", "第一！", "「はい」", "สวัสดี", "ภาษาไทย", "안녕하세요", "\u1112\u1161\u11ab", "ｶﾞ"),
     *("שָׁלוֹם", "مَرْحَبًا", "سلام", "नमस्ते", "क्षत्रिय", "e\u0301", "a\u0308\u0323", "Z̷̛͓", "\u00a0", "\u200b", "ﬁ"),
-    *("<tool_call>{\"f\": \"add it\"}</tool_call>", "<tool_call>", "</tool_call>", "<think>hm, so</think>", "<think>"),
+    *('<tool_call>{"f": "add it"}</tool_call>', "<tool_call>", "</tool_call>", "<think>hm, so</think>", "<think>"),
     *("<|im_start|>", "<|im_end|>", "<|im_start|>user\n", "<start_of_turn>", "[INST]", "<｜User｜>", "[TOOL_CALLS]"),
 )
 TEXTS = st.lists(st.sampled_from(SEGMENTS), min_size=1, max_size=12).map("".join)
