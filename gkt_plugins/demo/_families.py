@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gkt_plugins.demo._worked import Operator
 
-__all__ = ["FAMILIES", "NAMES", "NUMBER_WORDS", "RELATIONS", "TRANSFERS", "Ending", "Family", "Wording"]
+__all__ = ["BYSTANDERS", "FAMILIES", "NAMES", "NUMBER_WORDS", "RELATIONS", "TRANSFERS", "Ending", "Family", "Wording"]
 
 NUMBER_WORDS: dict[str, int] = {
     "twice": 2, "doubles": 2, "half": 2, "triples": 3, "third": 3, "quarter": 4, "fifth": 5,
@@ -75,10 +75,18 @@ RELATIONS: dict[Operator, tuple[Wording, ...]] = {
 """How {p}'s things follow from those of {q}."""
 
 TRANSFERS: dict[Operator, tuple[Wording, ...]] = {
-    "-": (Wording("{p} gives {q} {n} {x}."), Wording("{q} gets {n} {x} from {p}.")),
-    "+": (Wording("{q} gives {p} {n} {x}."), Wording("{p} gets {n} {x} from {q}.")),
+    "-": (Wording("{p} gives {q} {n} {x}."), Wording("{p} hands {n} {x} to {q}.")),
+    "+": (Wording("{p} gets {n} {x} from {q}."), Wording("{p} takes {n} {x} from {q}.")),
 }
-"""What a gift does to {p}'s things: who gives decides the sign."""
+"""What a gift does to {p}'s things."""
+
+BYSTANDERS: tuple[str, ...] = (
+    "the twins own {n} {x}.",
+    "the twins lose {n} {x}.",
+    "{p} also sees {n} birds.",
+    "{p} also buys {n} apples.",
+)
+"""Other people and other things, whose numbers never count."""
 
 
 def _events(

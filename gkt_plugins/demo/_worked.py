@@ -48,9 +48,9 @@ def _chain(steps: Sequence[Step]) -> str:
     return " ".join(f"{step.op}{step.operand}" for step in steps)
 
 
-def plan_text(items: Sequence[tuple[str, str]]) -> str:
-    """The plan: sentence by sentence, the first number or what happens to the running total; no result."""
-    return f"Plan: {' '.join(f'{label} {item}' for label, item in items)}."
+def plan_text(steps: Sequence[Step]) -> str:
+    """The plan: a first number and what happens to the running total, from left to right; no result."""
+    return f"Plan: {steps[0].before} {_chain(steps)}."
 
 
 def worked_text(steps: Sequence[Step], rng: Random) -> str:

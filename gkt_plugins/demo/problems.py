@@ -14,23 +14,20 @@ from hashlib import sha256
 from random import Random
 from typing import Literal
 
-from gkt_plugins.demo._families import FAMILIES, NAMES, NUMBER_WORDS, RELATIONS, TRANSFERS, Family, Wording
+from gkt_plugins.demo._families import BYSTANDERS, FAMILIES, NAMES, NUMBER_WORDS, RELATIONS, TRANSFERS, Family, Wording
 from gkt_plugins.demo._worked import Operator, Step, apply, plan_text, worked_text
 
 __all__ = [
-    "FAMILY_NAMES", "LABELS", "NUMBER_WORDS", "RESERVED_CLASSES", "Problem", "Role", "Split", "Step", "generate",
-    "is_reserved", "parse_answer", "problems", "score", "templates",
+    "FAMILY_NAMES", "NUMBER_WORDS", "RESERVED_CLASSES", "Problem", "Role", "Split", "Step", "generate", "is_reserved",
+    "parse_answer", "problems", "score", "templates",
 ]  # fmt: skip
 
 Split = Literal["train", "test"]
-Role = Literal["", "start", "+", "-", "*", "/"]
+Role = Literal["", "start", "+", "-", "*", "/", "ending"]
 
 FAMILY_NAMES: tuple[str, ...] = tuple(family.name for family in FAMILIES)
 RESERVED_CLASSES = 8
 """One question in so many, by hash, is kept for testing and never trained on."""
-
-LABELS = "ABCDEFGHIJ"
-"""Of the sentences, in order."""
 
 _MAX_TOTAL = 150
 _STEP_COUNTS, _STEP_WEIGHTS = (2, 3, 4, 5, 6), (30, 38, 21, 8, 3)
@@ -52,7 +49,8 @@ class Problem:
     steps: tuple[Step, ...]
     """2 to 6 operations on a running total."""
     roles: tuple[Role, ...]
-    """What each sentence after the question does: it starts, it is an operation, or it does not count ("")."""
+    """What each sentence after the question does: it starts, it is an operation, it is one only if the question asks
+    for it ("ending"), or it does not count ("")."""
 
 
 def generate(
@@ -81,12 +79,11 @@ def generate(
         question = story.tell()
         if story.keeps_results(question) and is_reserved(question) == (split == "test"):
             break
-    plan = story.plan()
-    roles = tuple(sentence.role for sentence in story.sentences)
+    plan = plan_text(story.steps)
     conclusion = story.say(story.conclusion, r=story.total)
     conclusion = conclusion[0].upper() + conclusion[1:]
     answer = f"{plan}\n{worked_text(story.steps, rng)}\n{conclusion} The answer is {story.total}."
-    return Problem(seed, story.family.name, question, plan, answer, story.total, tuple(story.steps), roles)
+    return Problem(seed, story.family.name, question, plan, answer, story.total, tuple(story.steps), story.roles)
 
 
 def problems(first_seed: int, count: int, *, split: Split, families: Sequence[str] = FAMILY_NAMES) -> Iterator[Problem]:
@@ -118,15 +115,7 @@ def templates() -> tuple[str, ...]:
     """Every sentence template in use."""
     shared = [wording.text for wordings in RELATIONS.values() for wording in wordings]
     shared += [wording.text for wordings in TRANSFERS.values() for wording in wordings]
-    return tuple(dict.fromkeys([text for family in FAMILIES for text in family.templates] + shared))
-
-
-@dataclass(frozen=True)
-class _Sentence:
-    text: str
-    role: Role
-    item: str
-    """What the plan says of it."""
+    return tuple(dict.fromkeys([text for family in FAMILIES for text in family.templates] + shared + [*BYSTANDERS]))
 
 
 class _Story:
@@ -134,22 +123,33 @@ class _Story:
 
     def __init__(self, family: Family, num_steps: int, rng: Random) -> None:
         self.family, self.rng = family, rng
-        self.person, self.friend, self.partner, self.stranger = rng.sample(NAMES, 4)
+        self.person, self.friend, self.partner = rng.sample(NAMES, 3)
         self.things, self.other_things = rng.sample(family.things, 2)
         self.question, self.conclusion = family.question, family.conclusion
         self.steps: list[Step] = []
+        self._roles: dict[str, Role] = {}
         ending = rng.choice(family.endings) if rng.random() < 0.3 else None
-        start = self._start()
+        start, facts = self._start()
         events = [self._event() for _ in range(num_steps - len(self.steps) - (ending is not None))]
-        if ending is not None:
+        if len(events) > 1 and rng.random() < 0.25:
+            i = rng.randrange(len(events) - 1)
+            events[i : i + 2] = [f"{events[i + 1]} before that, {events[i]}"]
+        facts += [self._distractor() for _ in range(rng.choices((0, 1, 2), (25, 50, 25))[0])]
+        if ending is None:
+            if rng.random() < 0.25:
+                facts.append(self._noted("ending", self.say(rng.choice(family.endings).fact, n=rng.randint(2, 5))))
+        else:
             self.question, self.conclusion = ending.question, ending.conclusion
-            events.append(self._step({ending.op: (Wording(ending.fact),)}))
-        asides = [self._distractor() for _ in range(rng.choices((0, 1, 2), (25, 50, 25))[0])]
-        if ending is None and rng.random() < 0.25:
-            asides.append(_Sentence(self.say(rng.choice(family.endings).fact, n=rng.randint(2, 5)), "", "skip"))
-        for aside in asides:
-            events.insert(rng.randint(0, len(events)), aside)
+            facts.append(self._noted("ending", self._step({ending.op: (Wording(ending.fact),)})))
+        for fact in facts:  # told anywhere: they say themselves when or whether they count
+            events.insert(rng.randint(0, len(events)), fact)
         self.sentences = [*start, *events]
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The role of each sentence after the question, in the order told."""
+        told = " ".join(self.sentences).removesuffix(".").split(". ")
+        return tuple(self._roles.get(sentence.removeprefix("before that, "), "") for sentence in told)
 
     @property
     def total(self) -> int:
@@ -161,40 +161,36 @@ class _Story:
         return template.format(**{"p": self.person, "q": self.friend, "x": self.things, **words})
 
     def tell(self) -> str:
-        """The question's text: first what is asked for, so that a reader knows whose things count."""
-        told = [
-            f"{label}) {sentence.text[0].upper()}{sentence.text[1:]}"
-            for label, sentence in zip(LABELS, self.sentences, strict=False)
-        ]
-        return " ".join([self.say(self.question), *told])
-
-    def plan(self) -> str:
-        """What each sentence does to the running total."""
-        return plan_text([(label, sentence.item) for label, sentence in zip(LABELS, self.sentences, strict=False)])
+        """The question's text."""
+        text = " ".join([self.say(self.question), *self.sentences])  # first: a reader then knows whose things count
+        return re.sub(r"(^|[.?] )([a-z])", lambda m: m[1] + m[2].upper(), text)
 
     def keeps_results(self, question: str) -> bool:
         """Whether no result, intermediate or final, happens to be a number of the question."""
         said = {int(number) for number in re.findall(r"\d+", question)} | set(NUMBER_WORDS.values())
         return said.isdisjoint(step.after for step in self.steps)
 
-    def _start(self) -> list[_Sentence]:
-        """Where the running total starts."""
+    def _start(self) -> tuple[list[str], list[str]]:
+        """What is told first, and what may be told anywhere."""
         rng, kind = self.rng, self.rng.random()
         if kind < 0.15:
             self.first, size = rng.randint(2, 9), rng.randint(2, 6)
             self._advance("*", size)
-            return [_Sentence(self.say(self.family.groups, n=self.first, m=size), "start", f"{self.first} *{size}")]
+            return [self._noted("start", self.say(self.family.groups, n=self.first, m=size))], []
         self.first = rng.randint(4, 40)
-        template = "At first {p} had {n} {x}." if kind < 0.3 else rng.choice(self.family.starts)
-        if kind < 0.5 and kind >= 0.3:
-            friend = self.say(template, p=self.friend, n=self.first)
-            return [_Sentence(friend, "start", str(self.first)), self._step(RELATIONS)]
-        return [_Sentence(self.say(template, n=self.first), "start", str(self.first))]
+        if kind < 0.3:
+            return [], [self._noted("start", self.say("at first {p} had {n} {x}.", n=self.first))]
+        template = rng.choice(self.family.starts)
+        if kind < 0.5:
+            first = self._noted("start", self.say(template, p=self.friend, n=self.first))
+            told = [first, self._step(RELATIONS)]
+            return told if rng.random() < 0.6 else told[::-1], []
+        return [self._noted("start", self.say(template, n=self.first))], []
 
-    def _event(self) -> _Sentence:
+    def _event(self) -> str:
         return self._step(TRANSFERS if self.rng.random() < 0.2 else self.family.events, q=self.partner)
 
-    def _step(self, wordings: Mapping[Operator, Sequence[Wording]], **words: str) -> _Sentence:
+    def _step(self, wordings: Mapping[Operator, Sequence[Wording]], **words: str) -> str:
         """Advance by an operation that the numbers allow, and tell it.
 
         :raises _DeadEndError: none is possible.
@@ -205,7 +201,11 @@ class _Story:
         op, wording, operands = self.rng.choice(options)
         operand = self.rng.choice(operands)
         self._advance(op, operand)
-        return _Sentence(self.say(wording.text, n=operand, **words), op, f"{op}{operand}")
+        return self._noted(op, self.say(wording.text, n=operand, **words))
+
+    def _noted(self, role: Role, sentence: str) -> str:
+        self._roles[sentence.removesuffix(".")] = role
+        return sentence
 
     def _advance(self, op: Operator, operand: int) -> None:
         self.steps.append(Step(self.total, op, operand, apply(self.total, op, operand)))
@@ -217,17 +217,9 @@ class _Story:
         exact = (n for n in wanted if op != "/" or total % n == 0)
         return [n for n in exact if 2 <= apply(total, op, n) <= _MAX_TOTAL]
 
-    def _distractor(self) -> _Sentence:
+    def _distractor(self) -> str:
         """A sentence with a number that does not count."""
-        rng, family, kind = self.rng, self.family, self.rng.random()
-        if kind < 0.2:
-            return _Sentence(self.say(rng.choice(family.asides), n=rng.randint(2, 30)), "", "skip")
-        starts = tuple(map(Wording, family.starts))
-        op, wordings = rng.choice([*family.events.items(), *TRANSFERS.items(), ("=", starts)])
-        n = rng.randint(2, 5 if op in "*/" else 30)
-        words: dict[str, int | str] = {"n": n, "q": self.partner}
-        words |= {"p": self.stranger} if rng.random() < 0.6 else {"x": self.other_things}
-        return _Sentence(self.say(rng.choice(wordings).text, **words), "", "skip")
+        return self.say(self.rng.choice([*self.family.asides, *BYSTANDERS]), n=self.rng.randint(2, 30))
 
 
 class _DeadEndError(Exception):
