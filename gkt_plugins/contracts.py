@@ -392,8 +392,10 @@ class TraceEvent:
 
     request_id: str
     token_ids: tuple[int, ...]
+    """The row before the block: prompt and answer so far."""
     drafted: tuple[int, ...]
     accepted: int
+    """How many of ``drafted`` were kept."""
 
 
 # ------------------------------------------------------------------------------------------------------------ factories

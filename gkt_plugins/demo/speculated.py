@@ -68,7 +68,7 @@ def compare(problems: Sequence[Problem], *, on_answer: Callable[[], object]) -> 
 
     def answer(
         problem: Problem, *, speculate: bool, limit: int = MAX_TOKENS
-    ) -> tuple[list[int], float, list[TraceEvent]]:
+    ) -> tuple[list[int], float, list[TraceEvent], int]:
         ids = tokenizer.apply_chat_template(
             [{"role": "user", "content": problem.question}], add_generation_prompt=True, return_dict=True
         )["input_ids"]
@@ -82,13 +82,13 @@ def compare(problems: Sequence[Problem], *, on_answer: Callable[[], object]) -> 
             raise done.error
         if speculate and limit == MAX_TOKENS:
             result.counts += done.counts
-        return done.token_ids, seconds, blocks
+        return done.token_ids, seconds, blocks, len(ids)
 
     for speculate in (False, True):  # the first calls pay for allocations, and gamma = "auto" learns what steps cost
         answer(problems[0], speculate=speculate, limit=64)
     for number, problem in enumerate(problems):
         for speculate in (False, True) if number % 2 else (True, False):
-            ids, seconds, blocks = answer(problem, speculate=speculate)
+            ids, seconds, blocks, prompt = answer(problem, speculate=speculate)
             on_answer()
             if speculate:
                 speculated, traced = ids, blocks
@@ -100,15 +100,15 @@ def compare(problems: Sequence[Problem], *, on_answer: Callable[[], object]) -> 
         result.tokens += len(plain)
         result.differing += plain != speculated
         if number == 0:
-            result.pieces = _pieces(tokenizer, speculated, traced)
+            result.pieces = _pieces(tokenizer, speculated, traced, prompt=prompt)
     return result
 
 
-def _pieces(tokenizer: Any, ids: Sequence[int], blocks: Sequence[TraceEvent]) -> list[tuple[str, bool]]:
-    """The text of ``ids`` in runs of drafted and of target's own tokens."""
+def _pieces(tokenizer: Any, ids: Sequence[int], blocks: Sequence[TraceEvent], *, prompt: int) -> list[tuple[str, bool]]:
+    """The text of ``ids`` in runs of drafted and of target's own tokens. ``prompt``: tokens before them."""
     drafted = [False] * len(ids)
     for block in blocks:
-        first = len(block.token_ids)
+        first = len(block.token_ids) - prompt
         for index in range(first, min(first + block.accepted, len(ids))):
             drafted[index] = True
     pieces: list[tuple[str, bool]] = []

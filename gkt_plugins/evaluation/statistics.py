@@ -40,7 +40,7 @@ def share_estimate(hits: int, n: int) -> Estimate:
     share = hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
+    return Estimate(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)), n)
 
 
 def median_estimate(values: Sequence[float], *, seed: int = 0, resamples: int = 4000) -> Estimate:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.speculation.cache import RowCache
+from gkt_plugins.speculation.packed_linear import packed_linears
 
 __all__ = ["CausalTarget", "TransformersModel"]
 
@@ -71,7 +72,7 @@ class TransformersModel:
         """See :meth:`CausalTarget.forward`."""
         begun = time.perf_counter()
         n, k = ids.shape
-        with torch.inference_mode():
+        with torch.inference_mode(), packed_linears(self.model):
             self._cache.reserve(n if slots is None else max(slots) + 1, max(starts) + k)
             positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(k, device=self.device)
             chosen = None if slots is None else torch.tensor(slots, device=self.device)
