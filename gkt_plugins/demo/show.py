@@ -25,6 +25,8 @@ def show_guidance(console: Console, ways: Sequence[Way]) -> None:
         title=f"Guidance (GKT): {ways[0].side.accuracy.n} word problems that training never saw, greedy",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("", no_wrap=True)
     for column in ("exact", "95 %", "teacher\ntokens", "student\ntokens", "time", "cost of\n1,000", "of\nteacher"):
@@ -48,8 +50,8 @@ def show_guidance(console: Console, ways: Sequence[Way]) -> None:
         )
     console.print(table)
     console.print(
-        "g: tokens that the teacher writes. Prices of the demo's gkt.toml: the student costs a tenth of the teacher.\n"
-        "These models are so small that the time is mostly Python's; python -m benchmarks.guidance times a teacher of\n"
+        "g: tokens that the teacher writes. Prices of the demo's gkt.toml: the student costs a tenth of the teacher. "
+        "These models are so small that the time is mostly Python's; python -m benchmarks.guidance times a teacher of "
         "117 M parameters.\n",
         style="dim",
     )

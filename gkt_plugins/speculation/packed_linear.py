@@ -59,16 +59,16 @@ def packed_linears(model: nn.Module) -> Context[None]:
     """
     found = _packed.get(model)
     if found is None:
-        layers = [layer for layer in model.modules() if _worth_packing(layer)]
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _worth_packing(layer)]
         if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight") or not _fits(layers):
             layers = []
         found = _packed[model] = PackedLinears(layers)
     return found.in_use() if found._layers else nullcontext()
 
 
-def _worth_packing(layer: nn.Module) -> bool:
+def _worth_packing(layer: nn.Linear) -> bool:
     if type(layer) is not nn.Linear or "forward" in layer.__dict__:
-        return False
+        return False  # a subclass or somebody's own forward computes something else
     weight = layer.weight
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= _MIN_WEIGHTS
 

@@ -52,12 +52,8 @@ def test_weights_that_change_are_packed_again(change: str) -> None:
 
 def test_outside_the_context_the_model_is_as_it_was_also_after_an_error() -> None:
     net = model()
-    with (
-        pytest.raises(RuntimeError, match="mat1 and mat2|size|shape|linear"),
-        torch.inference_mode(),
-        packed_linears(net),
-    ):
-        net(torch.randn(1, 7))
+    with pytest.raises(ZeroDivisionError), packed_linears(net):
+        raise ZeroDivisionError
     assert all("forward" not in layer.__dict__ for layer in net)
     copy.deepcopy(net)
     pickle.dumps(net)
