@@ -39,7 +39,7 @@ class Way:
         return sum(self.side.costs) / len(self.side.costs) * 1000 / 1e9
 
     def point(self) -> FrontierPoint:
-        return FrontierPoint(self.label, self.kind, self.side.accuracy, self.cost)
+        return FrontierPoint(self.label.removeprefix("guided, "), self.kind, self.side.accuracy, self.cost)
 
     def as_json(self) -> dict[str, Any]:
         accuracy = self.side.accuracy

@@ -50,11 +50,16 @@ def plot_frontier(points: Sequence[FrontierPoint], path: Path, *, title: str, co
             capsize=3,
             color=colours[point.kind],
         )
+        above = point in guided[1::2]  # neighbours on the line do not write over each other
         axes.annotate(
-            point.label, (point.cost, estimate.value), textcoords="offset points", xytext=(8, -13), fontsize=9
+            point.label,
+            (point.cost, estimate.value),
+            textcoords="offset points",
+            xytext=(7, 7 if above else -14),
+            fontsize=9,
         )
     axes.set_xlim(left=0, right=max(point.cost for point in points) * 1.18)
-    axes.set_ylim(0, 1.03)
+    axes.set_ylim(0, 1.1)
     axes.set_xlabel(cost_label)
     axes.set_ylabel("share of exact answers")
     axes.set_title(title, fontsize=11, loc="left")
