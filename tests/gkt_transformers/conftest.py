@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,20 @@ def byte_level_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizer
 
 def metaspace_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     """Llama's kind: a word carries its leading space, which decoding it alone would strip; begins with ``<s>``."""
-    tokenizer = Tokenizer(models.Unigram())
+    # Listed, not trained: two trainings of a Unigram model differ, and with them what the random models write.
+    counts = Counter(word for text in CORPUS for word in text.split())
+    letters = sorted({letter for word in counts for letter in word} | set("▁0123456789"))
+    words = [f"▁{word}" for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    pieces = [*((name, 0.0) for name in SPECIAL), *((letter, -9.0) for letter in letters)]
+    pieces += [(word, -3.0 - 0.01 * rank) for rank, word in enumerate(words) if len(word) > 2]
+    known = {piece for piece, _ in pieces}
+    pairs = [pair for a in letters for b in letters if (pair := a + b) not in known and "▁" not in pair]
+    pieces += [(pair, -6.0) for pair in pairs]  # as many as the models have outputs: every one of them is text
+    assert len(pieces) >= VOCAB
+    tokenizer = Tokenizer(models.Unigram(pieces[:VOCAB], unk_id=SPECIAL.index("<unk>"), byte_fallback=False))
+    tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    trainer = trainers.UnigramTrainer(vocab_size=VOCAB, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
     bos = tokenizer.token_to_id("<s>")
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
     return _fast(tokenizer, template)
