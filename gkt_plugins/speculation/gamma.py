@@ -16,7 +16,7 @@ _WINDOW = 7
 _PRIOR_ACCEPTANCE, _PRIOR_WEIGHT = 0.7, 4.0
 _DECAY = 0.998
 """Weight of older blocks in the acceptance, per observed block."""
-_MARGIN = 1.05
+_MARGIN = 1.02
 """Speculation must promise this much more than plain decoding, or it stays off."""
 _CHECK_PLAIN = 48
 """Blocks of speculation between two plain steps, which cost little and keep the comparison fresh."""
