@@ -256,7 +256,6 @@ def naive_answer(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 SETTINGS = settings(
     max_examples=200,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
