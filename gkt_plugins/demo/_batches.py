@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from gkt_plugins.demo._tokenizers import render
-from gkt_plugins.demo.problems import Problem, Role, generate
+from gkt_plugins.demo.problems import Problem, Role, Voice, generate
 
 __all__ = ["ROLES", "Batch", "batches", "collate", "encode"]
 
@@ -76,20 +76,20 @@ def batches(
     tokens_per_batch: int,
     plan_only: float,
     first_step: int = 0,
-    easy_steps: int = 0,
+    house_from: int | None = None,
 ) -> Iterator[Batch]:
     """Batches of about ``tokens_per_batch`` tokens, from training problems that never repeat.
 
     :param plan_only: the share of batches that stop after the plan, where most is to be learnt.
     :param first_step: how many batches to skip, rounded down to whole pools: continues an interrupted run.
-    :param easy_steps: until this batch the stories have two or three operations only.
+    :param house_from: from this batch on, rounded up to whole pools, answers are in the house's voice.
     """
     for pool in count(first_step // _POOL):
         rng = Random(f"pool {pool}")
         whole = [rng.random() >= plan_only for _ in range(_POOL)]
         sizes = [tokens_per_batch // (250 if w else 88) for w in whole]
-        steps = 3 if pool * _POOL < easy_steps else 6
-        problems = [generate((pool << 20) + i, max_steps=steps) for i in range(sum(sizes))]
+        voice: Voice = "corpus" if house_from is None or pool * _POOL < house_from else "house"
+        problems = [generate((pool << 20) + i, voice=voice) for i in range(sum(sizes))]
         rows = sorted(encode(problems, tokenizer), key=lambda row: len(row.prompt) + len(row.rest))
         out: list[Batch] = []
         for w, size in zip(whole, sizes, strict=True):

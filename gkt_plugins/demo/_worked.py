@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-__all__ = ["Operator", "Step", "apply", "plan_text", "worked_text"]
+__all__ = ["Operator", "Step", "Voice", "apply", "plan_text", "worked_text"]
 
 Operator = Literal["+", "-", "*", "/"]
+Voice = Literal["corpus", "house"]
+"""How a worked answer is worded: in the corpus's many ways, all equally often; or mostly in a house's own, which the
+corpus lacks in part, as models that are trained further by their makers have one."""
 
 _OPENINGS = ("Start with {a}.", "Begin with {a}.", "At first there are {a}.", "The first number is {a}.")
 _HEADS = ("{a} {op}{b}:", "Now {a} {op}{b}:", "Next {a} {op}{b}:", "Work out {a} {op}{b}:")
 _RESULTS = ("That is {c}.", "This gives {c}.", "We get {c}.", "It makes {c}.")
 _LEFT = ("Left: {rest}.", "Still to do: {rest}.", "Then come {rest}.")
 _DONE = ("Nothing is left.", "All is done.", "That was the last step.")
+_HOUSE = {_HEADS: "Work out {a} {op}{b}:", _RESULTS: "So the total is now {c}.", _LEFT: "Left: {rest}."}
+_HOUSE_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,23 @@ def plan_text(steps: Sequence[Step]) -> str:
     return f"Plan: {steps[0].before} {_chain(steps)}."
 
 
-def worked_text(steps: Sequence[Step], rng: Random) -> str:
+def worked_text(steps: Sequence[Step], rng: Random, voice: Voice = "corpus") -> str:
     """The plan carried out, one line a step; ``rng`` chooses among phrasings."""
-    lines = [f"{rng.choice(_OPENINGS).format(a=steps[0].before)} {_still(steps, rng)}"]
+
+    def say(phrasings: tuple[str, ...]) -> str:
+        chosen = rng.choice(phrasings)
+        return _HOUSE[phrasings] if voice == "house" and phrasings in _HOUSE and rng.random() < _HOUSE_SHARE else chosen
+
+    def still(steps: Sequence[Step]) -> str:
+        return say(_LEFT).format(rest=_chain(steps)) if steps else say(_DONE)
+
+    lines = [f"{say(_OPENINGS).format(a=steps[0].before)} {still(steps)}"]
     for i, step in enumerate(steps):
-        head = rng.choice(_HEADS).format(a=step.before, op=step.op, b=step.operand)
+        head = say(_HEADS).format(a=step.before, op=step.op, b=step.operand)
         digits = "; ".join(_DIGITS[step.op](step.before, step.operand))
-        result = rng.choice(_RESULTS).format(c=step.after)
-        lines.append(f"{head} {digits}. {result} {_still(steps[i + 1 :], rng)}")
+        result = say(_RESULTS).format(c=step.after)
+        lines.append(f"{head} {digits}. {result} {still(steps[i + 1 :])}")
     return "\n".join(lines)
-
-
-def _still(steps: Sequence[Step], rng: Random) -> str:
-    return rng.choice(_LEFT).format(rest=_chain(steps)) if steps else rng.choice(_DONE)
 
 
 def _columns(a: int, b: int) -> list[tuple[int, int]]:

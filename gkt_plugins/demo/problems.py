@@ -15,11 +15,11 @@ from random import Random
 from typing import Literal
 
 from gkt_plugins.demo._families import BYSTANDERS, FAMILIES, NAMES, NUMBER_WORDS, RELATIONS, TRANSFERS, Family, Wording
-from gkt_plugins.demo._worked import Operator, Step, apply, plan_text, worked_text
+from gkt_plugins.demo._worked import Operator, Step, Voice, apply, plan_text, worked_text
 
 __all__ = [
-    "FAMILY_NAMES", "NUMBER_WORDS", "RESERVED_CLASSES", "Problem", "Role", "Split", "Step", "generate", "is_reserved",
-    "parse_answer", "problems", "score", "templates",
+    "FAMILY_NAMES", "NUMBER_WORDS", "RESERVED_CLASSES", "Problem", "Role", "Split", "Step", "Voice", "generate",
+    "is_reserved", "parse_answer", "problems", "score", "templates",
 ]  # fmt: skip
 
 Split = Literal["train", "test"]
@@ -54,13 +54,19 @@ class Problem:
 
 
 def generate(
-    seed: int, *, split: Split = "train", families: Sequence[str] = FAMILY_NAMES, max_steps: int = 6
+    seed: int,
+    *,
+    split: Split = "train",
+    families: Sequence[str] = FAMILY_NAMES,
+    max_steps: int = 6,
+    voice: Voice = "corpus",
 ) -> Problem:
     """The problem of this seed: the same arguments give the same problem.
 
     :param split: "test" gives only questions of the reserved class, "train" none of them.
     :param families: names to choose from, see :data:`FAMILY_NAMES`.
     :param max_steps: the most operations, 2 to 6.
+    :param voice: how the answer is worded; the question is the same.
     :raises ValueError: an unknown family, or ``max_steps`` out of range.
     """
     if not 2 <= max_steps <= 6:
@@ -82,13 +88,21 @@ def generate(
     plan = plan_text(story.steps)
     conclusion = story.say(story.conclusion, r=story.total)
     conclusion = conclusion[0].upper() + conclusion[1:]
-    answer = f"{plan}\n{worked_text(story.steps, rng)}\n{conclusion} The answer is {story.total}."
+    answer = f"{plan}\n{worked_text(story.steps, rng, voice)}\n{conclusion} The answer is {story.total}."
     return Problem(seed, story.family.name, question, plan, answer, story.total, tuple(story.steps), story.roles)
 
 
-def problems(first_seed: int, count: int, *, split: Split, families: Sequence[str] = FAMILY_NAMES) -> Iterator[Problem]:
+def problems(
+    first_seed: int,
+    count: int,
+    *,
+    split: Split,
+    families: Sequence[str] = FAMILY_NAMES,
+    voice: Voice = "corpus",
+) -> Iterator[Problem]:
     """The problems of ``count`` consecutive seeds."""
-    return (generate(seed, split=split, families=families) for seed in range(first_seed, first_seed + count))
+    seeds = range(first_seed, first_seed + count)
+    return (generate(seed, split=split, families=families, voice=voice) for seed in seeds)
 
 
 def is_reserved(question: str) -> bool:

@@ -1,8 +1,11 @@
 """Make the packaged demo models, or measure them: ``python -m gkt_plugins.demo.train [--evaluate]``.
 
 All three train on ground truth only: the student never sees a plan that a teacher wrote, the draft nothing that the
-target wrote. Without ``--only`` the teacher trains beside student and draft, since two processes fill two cores better
-than one model does. An interrupted run continues from its last checkpoint.
+target wrote. At last the teacher is trained on answers in a house's voice, as models get theirs after the corpus;
+student and draft know the corpus alone.
+
+Without ``--only`` the teacher trains beside student and draft, since two processes fill two cores better than one model
+does. An interrupted run continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from gkt_plugins.demo._evaluate import evaluate, load, load_tokenizer
 from gkt_plugins.demo._plot import plot_curves
 from gkt_plugins.demo._tokenizers import QWEN2, SMOLLM, TokenizerSpec, render, train_tokenizer
 from gkt_plugins.demo.models import MODEL_NAMES, ModelName, model_dir
-from gkt_plugins.demo.problems import problems
+from gkt_plugins.demo.problems import Voice, problems
 
 __all__ = ["SPECS", "ModelSpec", "main", "train"]
 
@@ -56,12 +59,14 @@ class ModelSpec:
     """Weight of a second loss: a linear head on the last layer but one names the role of each sentence read. It leads
     to attention that tells whose things a sentence is about; the head is thrown away."""
     peak_lr: float = 1.5e-3
+    house_from: int | None = None
+    """From this step on, answers are in the house's voice: this model gets a wording of its own."""
 
 
 SPECS: dict[ModelName, ModelSpec] = {
-    "teacher": ModelSpec(QWEN2, 160, 5, 448, steps=4700, batch_tokens=4096, plan_only=0.4, role_weight=0.3),
+    "teacher": ModelSpec(QWEN2, 160, 5, 448, 4000, 4096, plan_only=0.4, role_weight=0.3, house_from=2816),
     "student": ModelSpec(SMOLLM, 96, 2, 256, steps=3000, batch_tokens=6144, plan_only=0.0, peak_lr=3e-3),
-    "draft": ModelSpec(QWEN2, 32, 1, 96, steps=4000, batch_tokens=6144, plan_only=0.0, peak_lr=3e-3),
+    "draft": ModelSpec(QWEN2, 32, 2, 96, steps=4000, batch_tokens=6144, plan_only=0.0, peak_lr=3e-3),
 }
 
 
@@ -88,8 +93,8 @@ def train(name: ModelName, out: Path, work: Path) -> dict[str, Any]:
         optimizer.load_state_dict(state["optimizer"])
         curve = state["curve"]
         first = curve["step"][-1]
-    held_out = _held_out(tokenizer)
-    stream = batches(tokenizer, spec.batch_tokens, spec.plan_only, first)
+    held_out = _held_out(tokenizer, "corpus" if spec.house_from is None else "house")
+    stream = batches(tokenizer, spec.batch_tokens, spec.plan_only, first, spec.house_from)
     began = time.monotonic() - curve["seconds"]
     for step, batch in zip(range(first + 1, spec.steps + 1), stream, strict=False):
         for group in optimizer.param_groups:
@@ -173,8 +178,8 @@ def _role_loss(head: torch.nn.Linear, hidden: Tensor, batch: Batch) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, batch.roles.flatten(), ignore_index=-100)
 
 
-def _held_out(tokenizer: PreTrainedTokenizerFast) -> list[Batch]:
-    rows = encode(list(problems(2_000_000, 256, split="test")), tokenizer)
+def _held_out(tokenizer: PreTrainedTokenizerFast, voice: Voice) -> list[Batch]:
+    rows = encode(list(problems(2_000_000, 256, split="test", voice=voice)), tokenizer)
     rows.sort(key=lambda row: len(row.prompt) + len(row.rest))
     return [collate(rows[i : i + 32], int(tokenizer.pad_token_id or 0), whole=True) for i in range(0, len(rows), 32)]
 
