@@ -30,7 +30,6 @@ from gkt_plugins.guidance.request import Piece, run_exchange, run_request
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from gkt_plugins.accounting.accountant import Accountant
     from gkt_plugins.config import Config, PipelineSection
     from gkt_plugins.plugins import Plugins
 
@@ -92,6 +91,8 @@ class Pipeline:
         preset = None if section.guidance.preset is None else PRESETS[section.guidance.preset]
 
         async def open_parts(stack: AsyncExitStack) -> Parts:
+            from gkt_plugins.accounting.accountant import open_accountant  # loads the database library
+
             context = BuildContext(
                 base_dir=config.base_dir, env=environment, resources={"config": config, "plugins": installed}
             )
@@ -104,7 +105,7 @@ class Pipeline:
                         build, built.adapter, built.options, replace(context, name=engine)
                     )
                     stack.push_async_callback(engines[engine].aclose)
-            accounts = await asyncio.to_thread(_open_accounts, config, installed, environment)
+            accounts = await asyncio.to_thread(open_accountant, config, installed, environment)
             stack.push_async_callback(accounts.aclose)
             teacher = engines[section.teacher] if section.teacher else None
             student = engines[section.student]
@@ -217,15 +218,6 @@ def _in_own_loop(run: Callable[[], Awaitable[T]]) -> T:
     if failures:
         raise failures[0]
     return results[0]
-
-
-def _open_accounts(config: Config, plugins: Plugins, env: Mapping[str, str]) -> Accountant:
-    from gkt_plugins.accounting.accountant import Accountant, price_sources
-    from gkt_plugins.accounting.ledger import Ledger
-
-    prices = price_sources(config, plugins, env)
-    ledger = Ledger.open(config.ledger.resolved_url(env), base_dir=config.base_dir)
-    return Accountant(prices, ledger, observer=plugins.record_usage)
 
 
 def _rules(
