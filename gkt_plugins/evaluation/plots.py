@@ -55,7 +55,7 @@ def plot_frontier(points: Sequence[FrontierPoint], path: Path, *, title: str, co
             point.label,
             (point.cost, estimate.value),
             textcoords="offset points",
-            xytext=(7, 7 if above else -14),
+            xytext=(7, 14 if above else -20),
             fontsize=9,
         )
     axes.set_xlim(left=0, right=max(point.cost for point in points) * 1.18)

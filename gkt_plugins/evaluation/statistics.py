@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["Estimate", "mean_estimate", "median_estimate", "ratio_estimate", "share_estimate"]
+__all__ = ["Estimate", "mean_estimate", "median_estimate", "ratio_estimate", "share_estimate", "sums_estimate"]
 
 CONFIDENCE = 0.95
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +68,29 @@ def ratio_estimate(numerators: Sequence[float], denominators: Sequence[float], *
 
     :raises ValueError: fewer than two items, or not the same number of both.
     """
-    pairs = np.column_stack([np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)])
-    if len(pairs) < 2:
-        raise ValueError(f"an interval needs at least 2 items, got {len(pairs)}")
-    draws = np.random.default_rng(seed).integers(0, len(pairs), size=(4000, len(pairs)))
-    sums = pairs[draws].sum(axis=1)
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    total = pairs.sum(axis=0)
-    return Estimate(float(total[0] / total[1]), float(low), float(high), len(pairs))
+    if len(numerators) != len(denominators):
+        raise ValueError(f"expected as many numerators as denominators, got {len(numerators)} and {len(denominators)}")
+    return sums_estimate([numerators, denominators], lambda sums: sums[0] / sums[1], seed=seed)
+
+
+def sums_estimate(columns: Sequence[Sequence[float]], statistic: Callable[[FloatArray], FloatArray], *,
+                  seed: int = 0, resamples: int = 4000) -> Estimate:  # fmt: skip
+    """A function of several sums over the same items, with a percentile bootstrap interval over the items.
+
+    What is computed from one item stays together, so that two things measured on the same items are compared in pairs.
+
+    :param columns: [k, n] what is added up, for each of the n items.
+    :param statistic: [k, …] sums → […].
+    :raises ValueError: fewer than two items.
+    """
+    items = np.asarray(columns, dtype=float)
+    n = items.shape[1]
+    if n < 2:
+        raise ValueError(f"an interval needs at least 2 items, got {n}")
+    draws = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
+    replicates = statistic(items[:, draws].sum(axis=-1))
+    low, high = np.quantile(replicates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(statistic(items.sum(axis=-1))), float(low), float(high), n)
 
 
 def _bootstrap(values: Sequence[float], statistic: object, seed: int, resamples: int) -> Estimate:
