@@ -36,9 +36,17 @@ integration: setup .venv-vllm/.ready  ## real engines: `transformers serve`, vLL
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-benchmarks: setup  ## every benchmark, the quick form (minutes each)
+# TRL wants versions of its own, and datasets, which nothing here needs.
+.venv-trl/.ready: constraints/trl.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-trl/bin/python -m pip install --quiet --constraint constraints/trl.txt trl torch
+	touch $@
+
+benchmarks: setup .venv-trl/.ready  ## every benchmark, the quick form (minutes each)
 	$(BIN)/python -m benchmarks.guidance --quick
 	$(BIN)/python -m benchmarks.decoding --quick
+	$(BIN)/python -m benchmarks.distillation --quick
 
 clean:           ## environments and outputs
-	rm -rf .venv .venv-vllm demo-out build dist
+	rm -rf .venv .venv-vllm .venv-trl demo-out build dist
