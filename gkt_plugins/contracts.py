@@ -388,14 +388,23 @@ class UsageRecord:
 
 @dataclass(frozen=True, slots=True)
 class TraceEvent:
-    """One verified block of one row, for re-distilling from traffic. Off by default."""
+    """One verified block of one row, or the last step of a row, for re-distilling from traffic. Off by default."""
 
     request_id: str
     token_ids: tuple[int, ...]
     """The row before the block: prompt and answer so far."""
     drafted: tuple[int, ...]
+    """Empty in a step without speculation; only a row's last step is told then."""
     accepted: int
-    """How many of ``drafted`` were kept."""
+    """How many of ``drafted`` the verifier let pass."""
+    kept: tuple[int, ...] = ()
+    """What the row gained: the accepted tokens, then the target's own, cut where the answer ended."""
+    prompt_tokens: int = 0
+    """How many of ``token_ids`` are the prompt."""
+    row: int = 0
+    """Identity of the row within its decode loop."""
+    finished: bool = False
+    """The answer is complete. A row that is cancelled, or fails, is never said to be."""
 
 
 # ------------------------------------------------------------------------------------------------------------ factories

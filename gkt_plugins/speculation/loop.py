@@ -63,7 +63,8 @@ class DecodeLoop:
         :param verifier: None is exact.
         :param gamma: draft tokens per block, ``"auto"``, or a :class:`GammaController` to share between loops.
         :param tokenizer: needed by rows that have stop strings.
-        :param on_block: observes every verified block of every row; it must be quick, and must not raise.
+        :param on_block: observes every verified block of every row, and each row's last step; it must be quick, and
+            must not raise.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch!r}")
@@ -330,10 +331,10 @@ class DecodeLoop:
         accepted_per_row = []
         for row, drafted, values in zip(view.rows, drafted_per_row, torch.cat(columns, dim=1).tolist(), strict=True):
             accepted, following, *drafts = values
-            if self._on_block is not None and drafted:
-                event = TraceEvent(row.request.request_id, tuple(row.tokens), tuple(drafts[:drafted]), accepted)
-                self._on_block(event)
+            before = len(row.tokens)
             kept = row.take([*drafts[:accepted], following])
+            if self._on_block is not None and (drafted or row.done):
+                self._on_block(_event(row, before, drafts[:drafted], accepted))
             gained[row] = gained.get(row, 0) + kept
             row.result.counts.add_block(drafted, min(accepted, kept), bonus=accepted == drafted and kept > accepted)
             accepted_per_row.append(accepted)
@@ -358,6 +359,20 @@ class DecodeLoop:
     def _note(self, text: str) -> None:
         _log.warning("%s", text, exc_info=True)
         self._notes.append(text)
+
+
+def _event(row: Row, before: int, drafted: Sequence[int], accepted: int) -> TraceEvent:
+    """The block that took ``row`` on from its first ``before`` tokens."""
+    return TraceEvent(
+        row.request.request_id,
+        tuple(row.tokens[:before]),
+        tuple(drafted),
+        accepted,
+        kept=tuple(row.tokens[before:]),
+        prompt_tokens=row.prompt,
+        row=row.identity,
+        finished=row.done and row.result.error is None,
+    )
 
 
 def _groups(rows: list[Row]) -> list[list[Row]]:

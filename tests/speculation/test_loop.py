@@ -245,8 +245,16 @@ def test_every_verified_block_of_every_row_can_be_observed():
     events: list[TraceEvent] = []
     loop = loop_of(drafter=TableModel.greedy(MISTAKEN), gamma=3, on_block=events.append)
     loop.run([ask([3], max_tokens=5, request_id="r")])
-    assert events[0] == TraceEvent("r", (3, 4), (9, 0, 1), 0)
-    assert events[1] == TraceEvent("r", (3, 4, 5), (6, 7), 2)
+    assert events == [
+        TraceEvent("r", (3, 4), (9, 0, 1), 0, kept=(5,), prompt_tokens=1, row=0),
+        TraceEvent("r", (3, 4, 5), (6, 7), 2, kept=(6, 7, 8), prompt_tokens=1, row=0, finished=True),
+    ]
+
+
+def test_the_last_step_of_a_row_can_be_observed_also_without_speculation():
+    events: list[TraceEvent] = []
+    DecodeLoop(cycle(), on_block=events.append).run([ask([3], max_tokens=4)])
+    assert events == [TraceEvent("", (3, 4, 5, 6), (), 0, kept=(7,), prompt_tokens=1, row=0, finished=True)]
 
 
 # ------------------------------------------------------------------------------------------------------------ failures
