@@ -24,13 +24,22 @@ __all__ = ["Report", "arguments", "take_turns"]
 MIN_PAIRS = 7
 
 
-def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """``--json`` (nothing but the object on standard output), ``--quick``, ``--threads``, ``--output FILE``."""
+def arguments(
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
+    """``--json`` (nothing but the object on standard output), ``--quick``, ``--threads``, ``--output FILE``.
+
+    :param more: adds the options that only this benchmark has.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: at most 5 minutes on 2 cores")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
     parser.add_argument("--output", type=Path, help="also write the JSON object to this file")
+    more(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     return options
@@ -97,8 +106,8 @@ class Report:
             answers[name] = f"{'reached' if holds else 'missed'}{'' if sure else ', unresolved'} ({sense} {bound})"
         return answers
 
-    def finish(self, *, json_only: bool, output: Path | None) -> None:
-        """Print the report; the JSON object is the last thing on standard output."""
+    def payload(self) -> dict[str, Any]:
+        """The JSON object."""
         self.setup.update(
             quick=self.quick,
             seconds=round(time.time() - self.started),
@@ -107,11 +116,18 @@ class Report:
             threads=torch.get_num_threads(),
             versions={name: version(name) for name in ("gkt-plugins", "torch", "transformers")},
         )
-        verdicts = self.verdicts()
-        payload = json.dumps(
-            {"figures": self.figures, "intervals": self.intervals, "goals": verdicts, "setup": self.setup}, indent=1
-        )
+        return {
+            "figures": self.figures,
+            "intervals": self.intervals,
+            "goals": self.verdicts(),
+            "setup": self.setup,
+        }
+
+    def finish(self, *, json_only: bool, output: Path | None) -> None:
+        """Print the report; the JSON object is the last thing on standard output."""
+        payload = json.dumps(self.payload(), indent=1)
         if not json_only:
+            verdicts = self.verdicts()
             table = Table(title=f"benchmarks.{self.name}")
             for column in ("figure", "value", "95 % interval", "goal"):
                 table.add_column(column)
