@@ -11,9 +11,12 @@ from typing import Any
 
 from gkt_plugins.config import Config, SpeculationSection
 from gkt_plugins.contracts import BuildContext
+from gkt_plugins.distill.traffic import TrafficRecorder
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.plugins import Plugins, load_plugins
+from gkt_plugins.speculation.alarm import AcceptanceAlarm
 from gkt_plugins.speculation.counts import Counts
+from gkt_plugins.speculation.factories import LOSSLESS_VERIFIERS
 from gkt_plugins.speculation.loop import DecodeLoop
 from gkt_plugins.speculation.requests import DecodeRequest, DecodeResult
 from gkt_plugins.speculation.target import TransformersModel
@@ -36,14 +39,22 @@ def build_loop(
 ) -> DecodeLoop:
     """A loop over ``model``, a ``PreTrainedModel``; without ``section`` it decodes plainly.
 
+    Its blocks are traced where ``context.resources["config"]`` has a ``[trace]`` section, or a plugin observes them.
+
     :param tokenizer: the target's, to compare the draft's with; None compares sizes only.
     :raises ConfigError: the architecture, the draft or an option does not fit.
     """
     target = TransformersModel(model)
-    if section is None:
-        return DecodeLoop(target, max_batch=max_batch)
     plugins = context.resources.get("plugins") or load_plugins()
     assert isinstance(plugins, Plugins)
+    config = context.resources.get("config")
+    recorders = {}
+    if config is not None and config.trace is not None:
+        recorder = TrafficRecorder.from_section(config.trace, config.base_dir, target=model.name_or_path)
+        recorders = {f"[trace] {recorder.path}": recorder}
+    on_block = plugins.tracer(recorders)
+    if section is None:
+        return DecodeLoop(target, max_batch=max_batch, on_block=on_block)
     resources = {**context.resources, "target": target, "tokenizer": tokenizer}
     rule = plugins.leniency_rules().build(section.rule, section.rule_options, context)
     verifier = plugins.verifiers().build(
@@ -56,13 +67,13 @@ def build_loop(
         verifier=verifier,
         gamma=section.gamma,
         max_batch=max_batch,
-        on_block=plugins.trace if plugins.tracing else None,
+        on_block=on_block,
     )
 
 
 def lenient_note(section: SpeculationSection | None) -> tuple[str, ...]:
     """What every answer says when its verifier may accept more than the target would."""
-    if section is None or section.verifier == "exact":
+    if section is None or section.verifier in LOSSLESS_VERIFIERS:
         return ()
     if section.verifier == "lenient":
         return (f"lenient: drafted tokens passed by the rule {section.rule!r} with epsilon {section.epsilon:g}",)
@@ -72,8 +83,11 @@ def lenient_note(section: SpeculationSection | None) -> tuple[str, ...]:
 class Speculator:
     """One model with its drafter and verifier, for calls of ``generate``. Calls from several threads take turns."""
 
-    def __init__(self, loop: DecodeLoop, notes: tuple[str, ...] = ()) -> None:
-        """``notes`` are part of every report."""
+    def __init__(
+        self, loop: DecodeLoop, notes: tuple[str, ...] = (), *, alarm: AcceptanceAlarm | None = None
+    ) -> None:
+        """``notes`` are part of every report; so is what ``alarm`` says while it is raised."""
+        self._alarm = alarm
         self._loop = loop
         self._notes = notes
         self._lock = threading.Lock()
@@ -89,7 +103,7 @@ class Speculator:
             raise ConfigError(f"{config.source or 'the configuration'} has no [speculation] section; add one")
         context = BuildContext(base_dir=config.base_dir, env=os.environ, resources={"config": config})
         loop = build_loop(model, section, context, tokenizer=_tokenizer_beside(model))
-        return cls(loop, lenient_note(section))
+        return cls(loop, lenient_note(section), alarm=AcceptanceAlarm.from_section(section))
 
     def decode(
         self, requests: Sequence[DecodeRequest], *, on_tokens: Callable[[int, Sequence[int]], None] | None = None
@@ -106,6 +120,11 @@ class Speculator:
             if result.error is not None:
                 raise result.error
         notes = dict.fromkeys([*self._notes, *(note for result in results for note in self._notes_of(result))])
+        if self._alarm is not None:
+            for result in results:
+                self._alarm.observe(result.counts)
+            if self._alarm.note is not None:
+                notes[f"alarm: {self._alarm.note}"] = None
         report = Report(
             rows=len(results),
             tokens=sum(len(result.token_ids) for result in results),

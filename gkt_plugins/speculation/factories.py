@@ -16,6 +16,7 @@ from gkt_plugins.speculation.vocabulary import check_vocabularies
 __all__ = [
     "DRAFTERS",
     "LENIENCY_RULES",
+    "LOSSLESS_VERIFIERS",
     "VERIFIERS",
     "CappedOptions",
     "LenientOptions",
@@ -112,6 +113,12 @@ def _exact(options: Options, context: BuildContext) -> Verifier:
     return ExactVerifier()
 
 
+def _block(options: Options, context: BuildContext) -> Verifier:
+    from gkt_plugins.speculation.block_verifier import BlockVerifier
+
+    return BlockVerifier()
+
+
 def _lenient(options: LenientOptions, context: BuildContext) -> Verifier:
     """``context.resources["rule"]``: a rule built by somebody else, for a name that is not ours."""
     from gkt_plugins.speculation.verifiers import LenientVerifier
@@ -132,8 +139,11 @@ DRAFTERS: dict[str, Factory[Drafter]] = {
 }
 VERIFIERS: dict[str, Factory[Verifier]] = {
     "exact": Factory(_exact, Options, "keeps the target's distribution; greedy output is the target's own"),
+    "block": Factory(_block, Options, "keeps the target's distribution and more of each block; greedy as exact"),
     "lenient": Factory(_lenient, LenientOptions, "accepts more than the target would; the output drifts"),
 }
+LOSSLESS_VERIFIERS = frozenset({"exact", "block"})
+"""Of the verifiers, those whose answers are the target's own; all others are declared with every answer."""
 LENIENCY_RULES: dict[str, Factory[LeniencyRule]] = {
     "linear": Factory(lambda options, context: linear, Options, "p / epsilon"),
     "square": Factory(lambda options, context: square, Options, "p / epsilon²"),

@@ -18,7 +18,7 @@ from gkt_plugins.contracts import LeniencyRule, Noise, Proposal, TargetScores, V
 from gkt_plugins.speculation.leniency import check_epsilon
 from gkt_plugins.speculation.sampling import sample
 
-__all__ = ["ExactVerifier", "LenientVerifier"]
+__all__ = ["ExactVerifier", "LenientVerifier", "drafted_probs"]
 
 
 class ExactVerifier:
@@ -31,7 +31,7 @@ class ExactVerifier:
         if all(target.greedy):
             best = target.argmax()
             return _greedy_verdict(proposal, proposal.ids == best[:, :-1], best)
-        p, q = _drafted(proposal, target.probs())
+        p, q = drafted_probs(proposal, target.probs())
         return _sampled_verdict(proposal, target.probs(), noise, noise.accept * q < p)
 
 
@@ -51,7 +51,7 @@ class LenientVerifier:
         if all(greedy):
             return _greedy_verdict(proposal, self._close(proposal, target), target.argmax())
         probs = target.probs()
-        p, q = _drafted(proposal, probs)
+        p, q = drafted_probs(proposal, probs)
         passed = noise.accept * q < self._rule(p, self._epsilon)
         if any(greedy):
             mask = torch.tensor(greedy, device=p.device)[:, None]
@@ -68,7 +68,7 @@ class LenientVerifier:
         return target.log_ratio(proposal.ids) >= self._floor
 
 
-def _drafted(proposal: Proposal, probs: Tensor) -> tuple[Tensor, Tensor]:
+def drafted_probs(proposal: Proposal, probs: Tensor) -> tuple[Tensor, Tensor]:
     """[B, gamma] each: what target and draft gave to the drafted tokens."""
     ids = proposal.ids[..., None]
     p = probs[:, : proposal.ids.shape[1]].gather(-1, ids).squeeze(-1)

@@ -18,6 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from gkt_plugins.contracts import Drafter, Noise, Proposal, Sampling, TargetScores, Verdict, Verifier
+from gkt_plugins.speculation.block_verifier import BlockVerifier
 from gkt_plugins.speculation.draft_model import ModelDrafter
 from gkt_plugins.speculation.leniency import linear
 from gkt_plugins.speculation.loop import DecodeLoop
@@ -101,6 +102,13 @@ def test_answers_have_the_exact_distribution_of_a_llama_drafted_for_by_another(s
     exact = sequence_probs(next_probs, PROMPT, LENGTH, sampling)
     drafter = ModelDrafter(TransformersModel(perturbed("llama", noise=0.1, vocab_size=6)), 6)
     assert p_value(answers(TransformersModel(model), drafter, sampling, 6000), exact) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_answers_have_the_exact_distribution_when_blocks_are_verified_as_a_whole(sampling):
+    exact = sequence_probs(TABLE.next_probs, PROMPT, LENGTH, sampling)
+    drafted = answers(TABLE, TableModel.random(5, seed=4), sampling, 6000, BlockVerifier())
+    assert p_value(drafted, exact) > SIGNIFICANCE
 
 
 class TooGenerous(ExactVerifier):

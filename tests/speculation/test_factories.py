@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from gkt_plugins.contracts import BuildContext, Sampling
 from gkt_plugins.errors import ConfigError
-from gkt_plugins.speculation.factories import DRAFTERS, LENIENCY_RULES, VERIFIERS
+from gkt_plugins.speculation.factories import DRAFTERS, LENIENCY_RULES, LOSSLESS_VERIFIERS, VERIFIERS
 from gkt_plugins.speculation.loop import DecodeLoop
 from gkt_plugins.speculation.requests import DecodeRequest
 from gkt_plugins.speculation.target import TransformersModel
@@ -96,6 +96,6 @@ def test_leniency_out_of_range_is_refused_by_its_options(epsilon):
         VERIFIERS["lenient"].options(rule="linear", epsilon=epsilon)
 
 
-def test_prompt_lookup_and_exact_need_no_options():
+def test_prompt_lookup_and_lossless_verifiers_need_no_options():
     assert build(DRAFTERS, "prompt_lookup") is not None
-    assert build(VERIFIERS, "exact") is not None
+    assert all(build(VERIFIERS, name) is not None for name in LOSSLESS_VERIFIERS)
