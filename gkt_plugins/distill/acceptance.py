@@ -14,7 +14,7 @@ from typing import Any
 
 from gkt_plugins.contracts import Sampling, TraceEvent, Verifier
 from gkt_plugins.distill.acceptance_report import AcceptanceReport, Comparison, PromptAcceptance, compare
-from gkt_plugins.distill.overlap import evaluation_mode, token_overlaps
+from gkt_plugins.distill.overlap import SampleOverlaps, evaluation_mode
 from gkt_plugins.distill.samples import PromptItem, Sample, fixed_key
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.evaluation.statistics import Estimate, ratio_estimate
@@ -26,6 +26,7 @@ from gkt_plugins.speculation.target import TransformersModel
 __all__ = [
     "AcceptanceReport",
     "Comparison",
+    "HeldOut",
     "PromptAcceptance",
     "compare",
     "held_out_acceptance",
@@ -36,18 +37,36 @@ __all__ = [
 _MAX_BATCH = 64
 
 
+class HeldOut:
+    """Fixed samples of the target, on which a draft in training is measured again and again.
+
+    What the target says of them is computed once, where memory allows; after that a measurement is one forward call of
+    the draft.
+    """
+
+    def __init__(self, target_model: Any, samples: Sequence[Sample], *, temperature: float) -> None:
+        """
+        :param samples: at least two that the target wrote at ``temperature``, from :func:`target_samples`.
+        :raises ConfigError: there are fewer than two samples.
+        """
+        if len(samples) < 2:
+            raise ConfigError(f"acceptance needs at least 2 held-out prompts, got {len(samples)}; add some")
+        self._overlaps = SampleOverlaps(target_model, samples, temperature=temperature)
+
+    def acceptance(self, draft_model: Any) -> Estimate:
+        """``acceptance_tv`` with its interval over samples.
+
+        :raises ConfigError: the two vocabularies differ by more than padding.
+        """
+        overlaps = self._overlaps.of(draft_model)
+        return ratio_estimate([float(part.sum()) for part in overlaps], [len(part) for part in overlaps])
+
+
 def held_out_acceptance(
     target_model: Any, draft_model: Any, samples: Sequence[Sample], *, temperature: float
 ) -> Estimate:
-    """``acceptance_tv`` on fixed samples of the target, with its interval over samples: cheap enough while training.
-
-    :param samples: at least two that the target wrote at ``temperature``, from :func:`target_samples`.
-    :raises ConfigError: the two vocabularies differ by more than padding, or there are fewer than two samples.
-    """
-    if len(samples) < 2:
-        raise ConfigError(f"acceptance needs at least 2 held-out prompts, got {len(samples)}; add some")
-    overlaps = token_overlaps(target_model, draft_model, samples, temperature=temperature)
-    return ratio_estimate([float(part.sum()) for part in overlaps], [len(part) for part in overlaps])
+    """:class:`HeldOut` for a single measurement; the same arguments and errors."""
+    return HeldOut(target_model, samples, temperature=temperature).acceptance(draft_model)
 
 
 def target_samples(
@@ -107,7 +126,7 @@ def measure_acceptance(
             eos_ids=eos_ids,
             max_batch=max_batch,
         )
-    overlaps = token_overlaps(target_model, draft_model, samples, temperature=temperature)
+    overlaps = SampleOverlaps(target_model, samples, temperature=temperature, keep_bytes=0).of(draft_model)
     gammas = tuple(sorted(set(gammas)))
     results: dict[int, list[DecodeResult]] = {}
     blocks: list[TraceEvent] = []

@@ -14,33 +14,56 @@ from gkt_plugins.speculation.vocabulary import check_vocabularies
 if TYPE_CHECKING:
     from gkt_plugins.distill.samples import Sample
 
-__all__ = ["evaluation_mode", "token_overlaps"]
+__all__ = ["SampleOverlaps", "evaluation_mode"]
 
 _LOGITS = 2**25
 """Logits of one model at once, in numbers."""
 
 
-def token_overlaps(
-    target_model: Any, draft_model: Any, samples: Sequence[Sample], *, temperature: float
-) -> list[Tensor]:
-    """Per sample, [answer tokens] 1 − total variation of target and draft after the true tokens before, in [0, 1].
+class SampleOverlaps:
+    """Samples of the target, on which any number of drafts can be looked at."""
 
-    At temperature 0 both are certain of their argmax: 1 where they agree, otherwise 0. Padding of a larger head is
-    treated as in decoding: the draft's surplus is cut off before its softmax.
+    def __init__(
+        self, target_model: Any, samples: Sequence[Sample], *, temperature: float, keep_bytes: int = 2**28
+    ) -> None:
+        """``keep_bytes``: what the target says is kept for the next draft while it takes no more than this."""
+        self._target = target_model
+        self._samples = tuple(samples)
+        self._temperature = temperature
+        self._vocabulary = _vocabulary(target_model)
+        self._groups = list(_groups(self._samples, self._vocabulary))
+        self._kept: dict[int, Tensor] = {}
+        tokens = sum(len(sample.answer) for sample in samples)
+        self._keep = (8 if temperature == 0 else 4 * self._vocabulary) * tokens <= keep_bytes
 
-    :raises ConfigError: the two vocabularies differ by more than padding.
-    """
-    check_vocabularies(_vocabulary(target_model), _vocabulary(draft_model))
-    overlaps: list[Tensor] = [torch.zeros(0)] * len(samples)
-    with torch.no_grad(), evaluation_mode(target_model), evaluation_mode(draft_model):
-        for group in _groups(samples, _vocabulary(target_model)):
-            batch = [samples[i] for i in group]
-            p = _logits(target_model, batch)
-            q = _logits(draft_model, batch)[:, : p.shape[1]].to(p.device)
-            together = _overlap(p, q, temperature).cpu()
-            for i, part in zip(group, torch.split(together, [len(sample.answer) for sample in batch]), strict=True):
-                overlaps[i] = part
-    return overlaps
+    def of(self, draft_model: Any) -> list[Tensor]:
+        """Per sample, [answer tokens] 1 − total variation of target and draft after the true tokens before, in [0, 1].
+
+        At temperature 0 both are certain of their argmax: 1 where they agree, otherwise 0. Padding of a larger head is
+        treated as in decoding: the draft's surplus is cut off before its softmax. Both models are left as they were.
+
+        :raises ConfigError: the two vocabularies differ by more than padding.
+        """
+        check_vocabularies(self._vocabulary, _vocabulary(draft_model))
+        overlaps: list[Tensor] = [torch.zeros(0)] * len(self._samples)
+        with torch.no_grad(), evaluation_mode(self._target), evaluation_mode(draft_model):
+            for number, group in enumerate(self._groups):
+                batch = [self._samples[i] for i in group]
+                target = self._target_says(number, batch)
+                logits = _logits(draft_model, batch)[:, : self._vocabulary].to(target.device)
+                draft = _says(logits, self._temperature)
+                both = (target == draft).float() if self._temperature == 0 else _common(target, draft)
+                for i, part in zip(group, torch.split(both, [len(s.answer) for s in batch]), strict=True):
+                    overlaps[i] = part.cpu()
+        return overlaps
+
+    def _target_says(self, number: int, batch: Sequence[Sample]) -> Tensor:
+        known = self._kept.get(number)
+        if known is None:
+            known = _says(_logits(self._target, batch), self._temperature)
+            if self._keep:
+                self._kept[number] = known
+        return known
 
 
 @contextmanager
@@ -55,11 +78,13 @@ def evaluation_mode(model: Any) -> Iterator[None]:
             module.training = True
 
 
-def _overlap(p: Tensor, q: Tensor, temperature: float) -> Tensor:
-    """[n] from logits [n, vocab] of the target and [n, vocab or fewer] of the draft."""
-    if temperature == 0:
-        return (p.argmax(-1) == q.argmax(-1)).float()
-    p, q = (torch.softmax(logits.float() / temperature, -1) for logits in (p, q))
+def _says(logits: Tensor, temperature: float) -> Tensor:
+    """What decides, of logits [n, vocab]: the argmax [n] at temperature 0, otherwise the distribution [n, vocab]."""
+    return logits.argmax(-1) if temperature == 0 else torch.softmax(logits.float() / temperature, -1)
+
+
+def _common(p: Tensor, q: Tensor) -> Tensor:
+    """[n] sum of the smaller probabilities. ``q`` may know fewer tokens: to the others it gives nothing."""
     return torch.minimum(p[:, : q.shape[1]], q).sum(-1)
 
 
