@@ -52,6 +52,7 @@ HELP = (
     ["ledger", "--help"],
     ["ledger", "report", "--help"],
     ["export", "--help"],
+    ["distill", "--help"],
     ["demo", "--help"],
 )
 

@@ -1,0 +1,359 @@
+"""One distillation, from options to a draft that can be served."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainingArguments
+
+from gkt_plugins.distill.acceptance import held_out_acceptance, target_samples
+from gkt_plugins.distill.checkpoints import Checkpoints, publish
+from gkt_plugins.distill.models import Halves, ModelPair, add_lora, load_draft, load_pair
+from gkt_plugins.distill.options import DistillOptions
+from gkt_plugins.distill.policies import DataPolicy, build_policy, load_scorer
+from gkt_plugins.distill.provenance import NAME, provenance
+from gkt_plugins.distill.samples import PromptItem, read_prompts
+from gkt_plugins.distill.stream import Part, SampleStream
+from gkt_plugins.distill.trainer import DraftTrainer, DraftWithLoss, load_weights, training_arguments
+from gkt_plugins.errors import ConfigError
+from gkt_plugins.evaluation.statistics import Estimate
+from gkt_plugins.speculation.packed_linear import packed_linears
+
+__all__ = ["DistillReport", "Progress", "distill", "tensorboard", "traffic_prompts"]
+
+_ROLLOUT_ROWS = 256
+"""Answers that are written side by side, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is."""
+
+    step: int
+    steps: int
+    loss: float | None
+    """Mean of the steps since the last report, in the divergence's unit."""
+    acceptance: Estimate | None
+    """The last measurement on held-out prompts."""
+    tokens: int
+    """Answer tokens trained on so far, by all processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistillReport:
+    """What came of it. Losses and measurements of a resumed run are those of all its parts."""
+
+    output: Path
+    """The draft, as ``from_pretrained`` takes it."""
+    steps: int
+    best_step: int
+    """Whose weights were written; 0 where no step was better than the draft was to begin with."""
+    before: Estimate
+    """``acceptance_tv`` on held-out prompts at the serving temperature, before the first step."""
+    after: Estimate
+    """Of the weights that were written."""
+    losses: tuple[tuple[int, float], ...]
+    """Step and mean loss since the last one."""
+    acceptance: tuple[tuple[int, Estimate], ...]
+    """Step and measurement."""
+    tokens: int
+    """Answer tokens trained on, by all processes, each counted once."""
+    seconds: float
+    """Inside training, measurements and checkpoints included; of the last part of a resumed run."""
+    skipped: int
+    """Batches without a token to train on."""
+
+
+def distill(
+    options: DistillOptions,
+    *,
+    prompts: Sequence[PromptItem] | None = None,
+    held_out: Sequence[PromptItem] | None = None,
+    resume: bool = False,
+    observe: Callable[[Progress], None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    command: Sequence[str] = (),
+) -> DistillReport:
+    """Train the draft, and write it with its tokenizer and ``provenance.json``.
+
+    Under ``accelerate launch`` every process calls it.
+
+    :param prompts: stand in for ``data.prompts``.
+    :param held_out: stand in for ``data.held_out``.
+    :param resume: continue from the last checkpoint in the output folder, if there is one.
+    :param observe: told after every step, by the first process; must be quick.
+    :param command: for the provenance.
+    :raises GktError: one sentence: options, prompts or models that cannot be used; a loss that is not finite; a disk
+        that is full.
+    """
+    arguments = training_arguments(options)
+    checkpoints = Checkpoints(options.output_dir / "checkpoints")
+    _prepare_output(options, checkpoints, resume, first=arguments.process_index == 0)
+    pair = load_pair(options)
+    training, measured = _prompts(options, pair, prompts, held_out)
+    pair.target.to(arguments.device)
+    pair.draft.to(arguments.device)
+    samples = target_samples(
+        pair.target,
+        measured,
+        temperature=options.evaluation.temperature,
+        max_new_tokens=options.data.max_new_tokens,
+        seed=options.train.seed,
+        eos_ids=pair.eos_ids,
+    )
+
+    def measure(draft: Any) -> Estimate:
+        return held_out_acceptance(pair.target, draft, samples, temperature=options.evaluation.temperature)
+
+    trainer = _trainer(options, pair, training, arguments, checkpoints, measure, observe, callbacks)
+    latest = checkpoints.latest() if resume else None
+    begun = time.perf_counter()
+    if latest is None:
+        trainer.evaluate()
+        trainer.train()
+    else:
+        trainer.resume(latest)
+    seconds = time.perf_counter() - begun
+    draft, report = _best(options, pair, trainer, checkpoints, measure, seconds)
+    if arguments.process_index == 0:
+        record = provenance(
+            options,
+            command=command,
+            target=pair.target_source,
+            draft=pair.draft_source,
+            training=training,
+            held_out=measured,
+            before=report.before,
+            after=report.after,
+            best_step=report.best_step,
+            tokens=report.tokens,
+            processes=arguments.world_size,
+        )
+
+        def write(folder: Path) -> None:
+            draft.save_pretrained(folder)
+            pair.tokenizer.save_pretrained(folder)
+            (folder / NAME).write_text(json.dumps(record, indent=2) + "\n")
+
+        publish(options.output_dir, write, last=NAME)
+    trainer.accelerator.wait_for_everyone()
+    return report
+
+
+def _trainer(
+    options: DistillOptions,
+    pair: ModelPair,
+    prompts: Sequence[PromptItem],
+    arguments: TrainingArguments,
+    checkpoints: Checkpoints,
+    measure: Callable[[Any], Estimate],
+    observe: Callable[[Progress], None] | None,
+    callbacks: Sequence[TrainerCallback],
+) -> DraftTrainer:
+    draft = pair.draft if options.train.lora is None else add_lora(pair.draft, options.train.lora, options.train.seed)
+    target = Halves(pair.target)
+    reference = None
+    if options.loss.reference is not None:
+        model, _ = load_draft(options.located(options.loss.reference))
+        reference = Halves(model.to(arguments.device).requires_grad_(False))
+    stream = SampleStream(
+        prompts,
+        _policy(options, pair, draft),
+        batch_size=options.train.batch_size,
+        steps_per_rollout=options.train.steps_per_rollout,
+        seed=options.train.seed,
+        process=arguments.process_index,
+        processes=arguments.world_size,
+    )
+
+    def target_states(part: Part) -> Tensor:
+        with torch.inference_mode(), packed_linears(pair.target):
+            hidden = target.hidden(part.ids)
+        return hidden.flatten(0, 1)[part.picked]  # outside of inference mode: a tensor that autograd may keep
+
+    trainer = DraftTrainer(
+        DraftWithLoss(draft, target, reference, options.loss),
+        arguments,
+        pair,
+        options,
+        stream,
+        checkpoints,
+        target_states=target_states,
+        measure=measure,
+        callbacks=callbacks,
+    )
+    if observe is not None and arguments.process_index == 0:
+        trainer.add_callback(_Observer(trainer, observe))
+    return trainer
+
+
+def _policy(options: DistillOptions, pair: ModelPair, draft: Any) -> DataPolicy:
+    data, train = options.data, options.train
+    return build_policy(
+        data.policy,
+        draft_model=draft,
+        target_model=pair.target,
+        tokenizer=pair.tokenizer,
+        eos_ids=pair.eos_ids,
+        max_new_tokens=data.max_new_tokens,
+        max_batch=min(_ROLLOUT_ROWS, train.batch_size * train.steps_per_rollout),
+        temperature=data.temperature,
+        draft_share=data.draft_share,
+        rest=data.rest,
+        scorer=None if data.scorer is None else load_scorer(data.scorer),
+        top_k=data.top_k,
+        seed=train.seed,
+    )
+
+
+def _prompts(
+    options: DistillOptions,
+    pair: ModelPair,
+    prompts: Sequence[PromptItem] | None,
+    held_out: Sequence[PromptItem] | None,
+) -> tuple[list[PromptItem], list[PromptItem]]:
+    """Those to train on, and those to measure on."""
+    data = options.data
+
+    def read(path: str) -> list[PromptItem]:
+        return read_prompts(options.base_dir / path, pair.tokenizer, max_prompt_tokens=data.max_prompt_tokens)
+
+    if prompts is None:
+        if data.prompts is None:
+            raise ConfigError("data.prompts is missing; give a file of JSON lines with a prompt each")
+        prompts = read(data.prompts)
+    if held_out is None and isinstance(data.held_out, str):
+        held_out = read(data.held_out)
+    training = list(prompts)
+    if held_out is None:
+        assert isinstance(data.held_out, float)
+        order = np.random.default_rng(options.train.seed).permutation(len(training))
+        size = max(2, round(data.held_out * len(training)))
+        held_out = [training[i] for i in order[:size]]
+        training = [training[i] for i in sorted(order[size:])]
+    measured = list(held_out)[: options.evaluation.prompts]
+    if not training or len(measured) < 2:
+        raise ConfigError(
+            f"there are {len(training)} prompts to train on and {len(measured)} to measure on, and at least 1 "
+            "and 2 are needed; give more prompts, or data.held_out"
+        )
+    return training, measured
+
+
+def _prepare_output(options: DistillOptions, checkpoints: Checkpoints, resume: bool, *, first: bool) -> None:
+    """Refuse a folder that another run has used, or the options of another run."""
+    record = options.output_dir / "options.json"
+    written = options.model_dump(mode="json", by_alias=True)
+    if resume and record.exists():
+        before = json.loads(record.read_text())
+        for key in _differences(before, written):
+            raise ConfigError(
+                f"--resume needs the options of the run that it continues, and {key} is another than in {record}; "
+                "set it back, or choose another output"
+            )
+    elif not resume and (checkpoints.steps() or (options.output_dir / NAME).exists()):
+        raise ConfigError(
+            f"{options.output_dir} has a run already; continue it with --resume, or choose another output"
+        )
+    if first:
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(written, indent=2) + "\n")
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [*before, *(name for name in now if name not in before)]
+        return [d for n in names for d in _differences(before.get(n), now.get(n), f"{key}.{n}" if key else n)]
+    return [] if before == now else [key]
+
+
+def _best(
+    options: DistillOptions,
+    pair: ModelPair,
+    trainer: DraftTrainer,
+    checkpoints: Checkpoints,
+    measure: Callable[[Any], Estimate],
+    seconds: float,
+) -> tuple[Any, DistillReport]:
+    """The draft with the weights of the best step, as it will be written, and what came of it."""
+    before = trainer.acceptance[0][1]
+    best_step, best = max(trainer.acceptance, key=lambda found: found[1].value)
+    if best.value <= before.value:
+        best_step = 0
+    draft, _ = load_draft(pair.draft_source, trust_remote_code=options.models.trust_remote_code)
+    if best_step:
+        if options.train.lora is not None:
+            draft = add_lora(draft, options.train.lora, options.train.seed)
+        load_weights(draft, checkpoints.path(best_step))
+        if options.train.lora is not None:
+            draft = draft.merge_and_unload()
+    draft.to(pair.draft_dtype).to(trainer.args.device)
+    report = DistillReport(
+        output=options.output_dir,
+        steps=trainer.state.global_step,
+        best_step=best_step,
+        before=before,
+        after=measure(draft),
+        losses=tuple((int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
+        acceptance=tuple(trainer.acceptance),
+        tokens=trainer.tokens,
+        seconds=seconds,
+        skipped=trainer.skipped,
+    )
+    return draft, report
+
+
+def tensorboard(options: DistillOptions) -> TrainerCallback:
+    """Curves of loss, learning rate and acceptance under ``OUTPUT/runs``, written by the first process."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    return TensorBoardCallback(SummaryWriter(str(options.output_dir / "runs")) if first else None)  # type: ignore[no-untyped-call]
+
+
+def traffic_prompts(path: Path) -> list[PromptItem]:
+    """Prompts and answers that were recorded while serving.
+
+    :raises ConfigError: the file cannot be read, or has nothing to train on.
+    """
+    from gkt_plugins.distill.traffic import read_traffic
+
+    return [PromptItem(sample.prompt, "", sample.answer) for sample in read_traffic(path)]
+
+
+class _Observer(TrainerCallback):
+    """Tells somebody outside how far it is."""
+
+    def __init__(self, trainer: DraftTrainer, observe: Callable[[Progress], None]) -> None:
+        self._trainer = trainer
+        self._observe = observe
+        self._loss: float | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self._loss = (logs or {}).get("loss", self._loss)
+        self._tell(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell(state)
+
+    def _tell(self, state: Any) -> None:
+        measured = self._trainer.acceptance
+        self._observe(
+            Progress(
+                state.global_step,
+                state.max_steps,
+                self._loss,
+                measured[-1][1] if measured else None,
+                self._trainer.tokens,
+            )
+        )
