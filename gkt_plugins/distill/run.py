@@ -176,7 +176,7 @@ def _trainer(
     )
 
     def target_states(part: Part) -> Tensor:
-        with torch.inference_mode(), packed_linears(pair.target):
+        with torch.inference_mode(), packed_linears(pair.target, rows="many"):
             hidden = target.hidden(part.ids)
         return hidden.flatten(0, 1)[part.picked]  # outside of inference mode: a tensor that autograd may keep
 

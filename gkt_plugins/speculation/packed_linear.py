@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager as Context
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 __all__ = ["PackedLinears", "packed_linears"]
 
-_MIN_WEIGHTS = 2**16
-"""Smaller layers stay as they are: the call costs more than the multiplication."""
+_MIN_WEIGHTS = {"few": 2**16, "many": 2**12}
+"""Smaller layers stay as they are: the call costs more than the multiplication of few rows, or of many."""
 _MEMORY_SHARE = 0.25
 """Of the memory that is free; larger models stay as they are."""
 
@@ -49,28 +49,32 @@ class PackedLinears:
                 layer.__dict__.pop("forward", None)
 
 
-_packed: WeakKeyDictionary[nn.Module, PackedLinears] = WeakKeyDictionary()
+_packed: WeakKeyDictionary[nn.Module, dict[str, PackedLinears]] = WeakKeyDictionary()
 
 
-def packed_linears(model: nn.Module) -> Context[None]:
+def packed_linears(model: nn.Module, *, rows: Literal["few", "many"] = "few") -> Context[None]:
     """A context in which ``model``'s large float32 layers on the CPU run packed; one without effect for other models.
 
     Weights are packed at the first use, and kept as long as the model is.
+
+    :param rows: ``many`` for hundreds of tokens at once, which smaller layers gain from too.
     """
-    found = _packed.get(model)
+    by_rows = _packed.setdefault(model, {})
+    found = by_rows.get(rows)
     if found is None:
-        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _worth_packing(layer)]
+        size = _MIN_WEIGHTS[rows]
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _worth_packing(layer, size)]
         if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight") or not _fits(layers):
             layers = []
-        found = _packed[model] = PackedLinears(layers)
+        found = by_rows[rows] = PackedLinears(layers)
     return found.in_use() if found._layers else nullcontext()
 
 
-def _worth_packing(layer: nn.Linear) -> bool:
+def _worth_packing(layer: nn.Linear, size: int) -> bool:
     if type(layer) is not nn.Linear or "forward" in layer.__dict__:
         return False  # a subclass or somebody's own forward computes something else
     weight = layer.weight
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= _MIN_WEIGHTS
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= size
 
 
 def _fits(layers: list[nn.Linear]) -> bool:

@@ -33,6 +33,17 @@ def test_large_layers_are_really_packed_and_small_ones_are_not() -> None:
         assert ["forward" in layer.__dict__ for layer in net] == [True, False, True, False]
 
 
+def test_for_many_rows_smaller_layers_are_packed_too_and_give_the_same_numbers() -> None:
+    net, x = nn.Sequential(nn.Linear(160, 160), nn.GELU(), nn.Linear(160, 8)), torch.randn(400, 160)
+    with torch.inference_mode():
+        expected = net(x)
+        with packed_linears(net):
+            assert not any("forward" in layer.__dict__ for layer in net)
+        with packed_linears(net, rows="many"):
+            assert ["forward" in layer.__dict__ for layer in net] == [True, False, False]
+            torch.testing.assert_close(net(x), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("change", ["in place", "another tensor"])
 def test_weights_that_change_are_packed_again(change: str) -> None:
     net, x = model(), torch.randn(3, 512)
