@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from random import Random
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
+from gkt_plugins._wording import suggestion
+from gkt_plugins.distill.interleaving import Interleaved
 from gkt_plugins.distill.rollouts import Rollouts
 from gkt_plugins.distill.samples import PromptItem, Sample, fixed_key
 from gkt_plugins.errors import ConfigError
 
 __all__ = [
-    "POLICIES", "CorrectOnly", "DataPolicy", "DraftSamples", "GroundTruth", "Mixture", "PolicyName",
+    "POLICIES", "CorrectOnly", "DataPolicy", "DraftSamples", "GroundTruth", "Interleaved", "Mixture", "PolicyName",
     "Scorer", "TargetSamples", "build_policy", "load_scorer",
 ]  # fmt: skip
 
@@ -89,6 +92,7 @@ class CorrectOnly:
     """Samples of another policy whose text a scorer accepts: explicit knowledge transfer."""
 
     def __init__(self, policy: DataPolicy, scorer: Scorer, tokenizer: Any) -> None:
+        """``policy``: gives one sample for every prompt. ``tokenizer``: makes the text that ``scorer`` gets."""
         self._policy = policy
         self._scorer = scorer
         self._tokenizer = tokenizer
@@ -104,7 +108,7 @@ class CorrectOnly:
 
 
 class Mixture:
-    """Each prompt goes to the draft with probability ``draft_share``, the λ of on-policy distillation, else to others."""
+    """Prompts go to the draft with probability ``draft_share``, the λ of on-policy distillation, else to ``rest``."""
 
     def __init__(self, draft: DataPolicy, rest: DataPolicy, draft_share: float) -> None:
         """:raises ConfigError: ``draft_share`` is not in [0, 1]."""
@@ -115,15 +119,23 @@ class Mixture:
         self._share = draft_share
 
     def samples(self, prompts: Sequence[PromptItem], *, seed: int) -> list[Sample]:
-        """See :meth:`DataPolicy.samples`. Draft-written samples come first."""
+        """See :meth:`DataPolicy.samples`."""
         rng = Random(seed)
         to_draft = [rng.random() < self._share for _ in prompts]
         drafted = [item for item, mine in zip(prompts, to_draft, strict=True) if mine]
         others = [item for item, mine in zip(prompts, to_draft, strict=True) if not mine]
-        return [
-            *(self._draft.samples(drafted, seed=seed) if drafted else ()),
-            *(self._rest.samples(others, seed=seed) if others else ()),
+        found = [
+            self._draft.samples(drafted, seed=seed) if drafted else [],
+            self._rest.samples(others, seed=seed) if others else [],
         ]
+        # In the order of the prompts again, so that every step of a round gets its share of both.
+        waiting = [deque(samples) for samples in found]
+        ordered = []
+        for item, mine in zip(prompts, to_draft, strict=True):
+            queue = waiting[0] if mine else waiting[1]
+            if queue and queue[0].prompt == item.ids:  # otherwise the policy found nothing for this prompt
+                ordered.append(queue.popleft())
+        return ordered
 
 
 def load_scorer(name: str) -> Scorer:
@@ -173,6 +185,16 @@ def build_policy(name: PolicyName, *, draft_model: Any, target_model: Any, token
             return CorrectOnly(build("target"), scorer, tokenizer)
         if name == "mixture":
             return Mixture(build("draft"), build(rest), draft_share)
-        raise ConfigError(f"unknown data policy {name!r}; known: {', '.join(POLICIES)}")
+        if name == "interleaved":
+            return Interleaved(
+                draft_model,
+                target_model,
+                eos_ids=eos_ids,
+                max_new_tokens=max_new_tokens,
+                max_batch=max_batch,
+                temperature=temperature,
+                top_k=top_k,
+            )
+        raise ConfigError(f"there is no data policy {name!r}; {suggestion(name, POLICIES)}")
 
     return build(name)

@@ -144,8 +144,16 @@ def _item(line: str, where: str, tokenizer: Any) -> PromptItem:
 def _prompt(entry: Mapping[str, Any], where: str, tokenizer: Any) -> tuple[str, Sequence[int]]:
     if "prompt" in entry:
         return entry["prompt"], tokenizer(entry["prompt"])["input_ids"]
+    messages = entry["messages"]
+    if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
+        raise ConfigError(f'{where}: "messages" must be a list of objects, each with a "role" and a "content"')
     try:
-        text = tokenizer.apply_chat_template(entry["messages"], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as exc:  # a template is a program of its own
-        raise ConfigError(f'{where}: the chat template does not take its "messages": {exc}') from exc
+        reason = " ".join(str(exc).split())
+        raise ConfigError(f'{where}: the chat template does not take its "messages": {reason}') from exc
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message

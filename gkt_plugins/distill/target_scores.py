@@ -1,44 +1,70 @@
-"""What the target says about samples, kept where it is asked for again."""
+"""What the target says about samples, kept for those that come again."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from gkt_plugins.distill.samples import Sample, collate
+from gkt_plugins.distill.samples import Sample
 
-__all__ = ["HiddenStore", "answer_states", "head_of"]
-
-
-def head_of(model: Any) -> Any:
-    """Last hidden states [n, H] → logits [n, V], as ``model`` computes them, parameters shared."""
-    return model.get_output_embeddings()
-
-
-def answer_states(model: Any, ids: Tensor, attention: Tensor, predicts_answer: Tensor) -> Tensor:
-    """[n, H] last hidden states at the positions that predict the answer, row after row; with gradient."""
-    states = model.base_model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-    found: Tensor = states[predicts_answer]
-    return found
+__all__ = ["HiddenStore"]
 
 
 class HiddenStore:
-    """Last hidden states of a frozen target. Those of samples that come again are kept, the least recent ones leave."""
+    """Last hidden states of a frozen target, of which the least recently used leave when room runs out.
 
-    def __init__(self, model: Any, *, pad_id: int, max_bytes: int = 2**30, tokens_per_call: int = 8192) -> None:
-        self._model = model
-        self._pad_id = pad_id
+    Nothing is approximated: the target does not change, and a sample's key names its very tokens, so what is kept is
+    what would be computed again, up to the rounding that depends on which rows share a forward call. Samples without a
+    key, such as a draft's fresh ones, are computed and forgotten. Hidden states, not logits, are kept: they are
+    V / H times smaller, and the head is applied chunk by chunk when they are used.
+    """
+
+    def __init__(self, compute: Callable[[Sequence[Sample]], Tensor], *, max_bytes: int = 2**30) -> None:
+        """
+        :param compute: [n, H] states of samples, in their order, one for each token of an answer: what predicts it.
+        :param max_bytes: of what is kept, on the device of the states; 0 keeps nothing.
+        """
+        self._compute = compute
         self._max_bytes = max_bytes
-        self._tokens_per_call = tokens_per_call
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._bytes = 0
+        self.bytes = 0
+        """Of what is kept now."""
+        self.found = 0
+        """Samples that needed no forward call."""
 
     def states(self, samples: Sequence[Sample]) -> Tensor:
-        """[n, H]: of each sample in order, one per token of its answer: row i is what predicts token i."""
-        batch = collate(samples, self._pad_id).to(self._model.device)
-        with torch.no_grad():
-            return answer_states(self._model, batch.ids, batch.attention, batch.predicts_answer)
+        """[n, H] as ``compute`` gives them, which is asked for the missing ones alone."""
+        missing = [sample for sample in samples if sample.key not in self._kept]
+        self.found += len(samples) - len(missing)
+        computed: Iterator[Tensor] = iter(())
+        if missing:
+            states = self._compute(missing)
+            if not any(sample.key for sample in samples):
+                return states
+            computed = iter(torch.split(states, [len(sample.answer) for sample in missing]))
+        parts = []
+        for sample in samples:
+            if sample.key in self._kept:
+                self._kept.move_to_end(sample.key)
+                parts.append(self._kept[sample.key])
+            else:
+                parts.append(next(computed))
+        for sample, part in zip(samples, parts, strict=True):
+            if sample.key:
+                self._keep(sample.key, part)
+        return torch.cat(parts)
+
+    def _keep(self, key: str, states: Tensor) -> None:
+        if key in self._kept:
+            return
+        size = states.numel() * states.element_size()
+        if size > self._max_bytes:
+            return
+        self._kept[key] = states.clone()  # a view would keep the whole batch alive
+        self.bytes += size
+        while self.bytes > self._max_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self.bytes -= oldest.numel() * oldest.element_size()
