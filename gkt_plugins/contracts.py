@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from gkt_plugins.config import SpeculationSection
     from gkt_plugins.errors import EngineError
 
 __all__ = [
@@ -30,6 +31,9 @@ __all__ = [
     "Delta",
     "Drafter",
     "Engine",
+    "ExportRequest",
+    "Exported",
+    "Exporter",
     "Factory",
     "FinishReason",
     "LengthPolicy",
@@ -334,6 +338,46 @@ class LeniencyRule(Protocol):
     """Elementwise f(p, epsilon) of the drafted token's target probability, for any array type; f(p, 1) = p."""
 
     def __call__(self, p: Any, epsilon: float) -> Any: ...
+
+
+# --------------------------------------------------------------------------------------------------------------- export
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What shall be written for a serving stack."""
+
+    target: Path
+    """Folder of the target model, as ``save_pretrained`` wrote it."""
+    output: Path
+    """Folder to write; must not exist, or be empty."""
+    speculation: SpeculationSection
+    """How blocks are drafted and accepted; a draft that it names is copied along."""
+    base_dir: Path
+    """Where a relative draft path starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an exporter wrote."""
+
+    folder: Path
+    load: str
+    """The exact command, or lines of Python, that load it; it runs in the folder."""
+    notes: tuple[str, ...] = ()
+    """What the stack does differently from the configuration, one sentence each."""
+
+
+class Exporter(Protocol):
+    """Writes a target and its draft in the form that one serving stack takes."""
+
+    def export(self, request: ExportRequest) -> Exported:
+        """Write the folder; it appears whole or not at all.
+
+        :raises ConfigError: a folder is missing or of the wrong kind, ``output`` has something in it, or the stack
+            cannot do what ``speculation`` says.
+        """
+        ...
 
 
 # ----------------------------------------------------------------------------------------------------------- accounting

@@ -29,6 +29,7 @@ from gkt_plugins.contracts import (
     CuttingPolicy,
     Drafter,
     Engine,
+    Exporter,
     Factory,
     LengthPolicy,
     LeniencyRule,
@@ -42,6 +43,7 @@ __all__ = [
     "gkt_cutting_policies",
     "gkt_drafters",
     "gkt_engines",
+    "gkt_exporters",
     "gkt_length_policies",
     "gkt_leniency_rules",
     "gkt_price_sources",
@@ -137,6 +139,19 @@ def gkt_leniency_rules() -> Mapping[str, Factory[LeniencyRule]]:
     """
 
 
+# --------------------------------------------------------------------------------------------------------------- export
+
+
+@hookspec
+def gkt_exporters() -> Mapping[str, Factory[Exporter]]:
+    """Name the serving stacks that this plugin can write a target and its draft for.
+
+    :returns: name as used in ``gkt export --to`` → factory; its options are ``--set KEY=VALUE``. What it builds writes
+        a folder that explains itself, and says how the stack loads it. What the stack cannot honour is refused, or is
+        among its notes; nothing is dropped in silence.
+    """
+
+
 # ----------------------------------------------------------------------------------------------------------------- cost
 
 
@@ -165,10 +180,11 @@ def gkt_usage(record: UsageRecord) -> None:
 
 @hookspec
 def gkt_trace(event: TraceEvent) -> None:
-    """Observe one verified block of one row, for example to distil a draft again from real traffic.
+    """Observe one verified block of one row, or a row's last step, for example to watch where drafts fail.
 
-    Off unless ``GKT_TRACE=on``, because token ids are text. Called like :func:`gkt_usage`: on the background thread,
+    Off unless ``GKT_TRACE=on``, because token ids are text. To record traffic for training, ``[trace]`` in
+    ``gkt.toml`` needs no plugin. Called like :func:`gkt_usage`: on the background thread,
     bounded, and harmless when it raises.
 
-    :param event: the row's token ids, what was drafted, and how much of it was accepted.
+    :param event: the row's token ids, what was drafted, how much of it was accepted, and whether the answer is done.
     """

@@ -36,6 +36,7 @@ CORE_MODULES = (
     "gkt_plugins.config",
     "gkt_plugins.contracts",
     "gkt_plugins.errors",
+    "gkt_plugins.exporting",
     "gkt_plugins.hookspecs",
     "gkt_plugins.plugins",
     "gkt_plugins.testing",
@@ -76,7 +77,13 @@ def test_importing_loads_nothing_heavy(module):
 
 
 def test_every_plugin_module_that_ships_is_among_them():
-    assert PLUGIN_MODULES == ["gkt_plugins.builtin", "gkt_transformers.plugin"]
+    assert PLUGIN_MODULES == [
+        "gkt_llamacpp.plugin",
+        "gkt_plugins.builtin",
+        "gkt_sglang.plugin",
+        "gkt_transformers.plugin",
+        "gkt_vllm.plugin",
+    ]
 
 
 def test_loading_plugins_and_a_configuration_loads_nothing_heavy():

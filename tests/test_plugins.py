@@ -67,6 +67,10 @@ class Everything:
         return self._one("a leniency rule")
 
     @hookimpl
+    def gkt_exporters(self):
+        return self._one("an exporter")
+
+    @hookimpl
     def gkt_price_sources(self):
         return self._one("a price source")
 
@@ -109,7 +113,7 @@ def test_every_collecting_hook_is_reached_through_the_method_of_its_name():
     plugins = plugins_from(Everything())
     assert [f"gkt_{family}" for family in FAMILIES] == [hook for hook in hooks() if hook not in OBSERVING_HOOKS]
     for family, noun in FAMILIES.items():
-        article = "an" if family == "engines" else "a"
+        article = "an" if family[0] == "e" else "a"
         name = f"{article} {noun.removesuffix(' adapter')}"
         provided = getattr(plugins, family)()
         assert provided is plugins.family(family)
@@ -290,11 +294,8 @@ def test_a_plugin_that_fails_in_one_hook_gives_nothing_in_the_others():
 
 def test_off_keeps_what_ships_and_nothing_else():
     plugins = plugins_from(Engines(ONE_ENGINE), env={"GKT_PLUGINS": "off"})
-    assert {info.name: info.status for info in plugins.infos} == {
-        "core": "loaded",
-        "transformers": "loaded",
-        "Engines": "blocked",
-    }
+    shipping = dict.fromkeys(("core", "llamacpp", "sglang", "transformers", "vllm"), "loaded")
+    assert {info.name: info.status for info in plugins.infos} == shipping | {"Engines": "blocked"}
     assert plugins.infos[-1].reason == "GKT_PLUGINS=off"
     assert set(plugins.engines()) == {"transformers"}
 

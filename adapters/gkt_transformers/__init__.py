@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from gkt_transformers._enabling import disable, enable, last_report
     from gkt_transformers._generate import generate
     from gkt_transformers.engine import TransformersEngine
-    from gkt_transformers.export import export_folder
+    from gkt_transformers.export import TransformersExporter
     from gkt_transformers.report import Report
 
 __all__ = [
     "GenerateSpeculativeOutput",
     "Report",
     "TransformersEngine",
+    "TransformersExporter",
     "disable",
     "enable",
-    "export_folder",
     "generate",
     "last_report",
 ]
@@ -30,9 +30,9 @@ _HOMES = {
     "GenerateSpeculativeOutput": "_decoding",
     "Report": "report",
     "TransformersEngine": "engine",
+    "TransformersExporter": "export",
     "disable": "_enabling",
     "enable": "_enabling",
-    "export_folder": "export",
     "generate": "_generate",
     "last_report": "_enabling",
 }

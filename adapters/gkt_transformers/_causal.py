@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gkt_plugins.errors import EngineError
+from gkt_plugins.speculation.alarm import AcceptanceAlarm
 from gkt_plugins.speculation.loop import DecodeLoop
 from gkt_plugins.speculation.requests import DecodeRequest, DecodeResult
 from gkt_transformers._rows import Job, Row
@@ -28,10 +29,11 @@ class CausalRunner:
         eos_ids: frozenset[int],
         max_batch: int,
         notes: tuple[str, ...] = (),
+        alarm: AcceptanceAlarm | None = None,
         max_context: int | None = None,
         threads: int | None = None,
     ) -> None:
-        """``loop`` is used by nobody else. ``notes`` are part of every answer."""
+        """``loop`` is used by nobody else. ``notes`` are part of every answer; ``alarm`` is told of each."""
         if threads is not None:
             torch.set_num_threads(threads)
         self._loop = loop
@@ -39,6 +41,7 @@ class CausalRunner:
         self._eos_ids = eos_ids
         self._max_batch = max_batch
         self._notes = notes
+        self._alarm = alarm
         self._context = min(loop.target.context, max_context or loop.target.context)
         self._active: dict[int, Row] = {}
 
@@ -104,11 +107,12 @@ class CausalRunner:
         )
         return row, request
 
-    @staticmethod
-    def _leave(row: Row, result: DecodeResult) -> None:
+    def _leave(self, row: Row, result: DecodeResult) -> None:
         if result.error is not None:
             row.job.fail(EngineError(str(result.error)))
             return
+        if self._alarm is not None:
+            self._alarm.observe(result.counts)
         row.push(result.token_ids[row.completion_tokens :])  # those it has not had as they came
         row.finish_reason = result.finish_reason
         row.drafted_tokens = result.counts.drafted

@@ -83,9 +83,7 @@ def lenient_note(section: SpeculationSection | None) -> tuple[str, ...]:
 class Speculator:
     """One model with its drafter and verifier, for calls of ``generate``. Calls from several threads take turns."""
 
-    def __init__(
-        self, loop: DecodeLoop, notes: tuple[str, ...] = (), *, alarm: AcceptanceAlarm | None = None
-    ) -> None:
+    def __init__(self, loop: DecodeLoop, notes: tuple[str, ...] = (), *, alarm: AcceptanceAlarm | None = None) -> None:
         """``notes`` are part of every report; so is what ``alarm`` says while it is raised."""
         self._alarm = alarm
         self._loop = loop

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta, Usage
 from gkt_plugins.errors import ConfigError, EngineError
+from gkt_plugins.speculation.alarm import AcceptanceAlarm
 from gkt_transformers._loading import LoadedModel, eos_ids, load_model, load_tokenizer
 from gkt_transformers._rows import Job
 from gkt_transformers._text import TextCodec
@@ -37,6 +38,7 @@ class TransformersEngine:
         make_runner: Callable[[], Runner],
         *,
         speculates: bool = False,
+        alarm: AcceptanceAlarm | None = None,
         max_batch: int = 8,
         max_wait_ms: float = 5.0,
     ) -> None:
@@ -44,6 +46,7 @@ class TransformersEngine:
         self._model = model
         self._codec = codec
         self._speculates = speculates
+        self._alarm = alarm
         self._worker = Worker(make_runner, name=name, max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
 
     @classmethod
@@ -67,13 +70,15 @@ class TransformersEngine:
         codec = TextCodec(tokenizer, model=options.model)
         config = context.resources.get("config")
         speculation = config.speculation if config is not None and options.speculation else None
-        make_runner = _runner(loaded, codec, options, context, speculation)
+        alarm = AcceptanceAlarm.from_section(speculation)
+        make_runner = _runner(loaded, codec, options, context, speculation, alarm)
         return cls(
             context.name or options.model,
             Path(loaded.source).name if Path(loaded.source).is_dir() else options.model,
             codec,
             make_runner,
             speculates=speculation is not None,
+            alarm=alarm,
             max_batch=options.max_batch,
             max_wait_ms=options.max_wait_ms,
         )
@@ -91,6 +96,11 @@ class TransformersEngine:
     def stats(self) -> BatchStats:
         """How calls were collected into batches."""
         return self._worker.stats
+
+    @property
+    def alarm(self) -> AcceptanceAlarm | None:
+        """Watches live acceptance, where ``speculation.expected_acceptance`` is configured."""
+        return self._alarm
 
     @property
     def capabilities(self) -> Capabilities:
@@ -173,6 +183,7 @@ def _runner(
     options: TransformersOptions,
     context: BuildContext,
     speculation: SpeculationSection | None,
+    alarm: AcceptanceAlarm | None,
 ) -> Callable[[], Runner]:
     shared: dict[str, Any] = {"max_context": options.max_context, "threads": options.threads}
     if loaded.is_encoder_decoder:
@@ -196,4 +207,5 @@ def _runner(
         name = context.name or "NAME"
         raise ConfigError(f"engine {name!r}: {exc}; or set engines.{name}.speculation = false") from exc
     shared |= {"eos_ids": eos_ids(loaded.module), "max_batch": max_batch, "notes": lenient_note(speculation)}
+    shared["alarm"] = alarm
     return functools.partial(CausalRunner, loop, codec, **shared)

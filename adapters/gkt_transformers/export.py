@@ -3,9 +3,10 @@
 ::
 
     OUTPUT/
-    ├── config.json, weights, tokenizer …   the model, unchanged
+    ├── config.json, weights, tokenizer …   the target, unchanged
     ├── draft/                              the draft, where there is one
     ├── gkt.toml                            how blocks are drafted and accepted
+    ├── gkt-export.json, GKT.md             what this is
     └── custom_generate/
         ├── generate.py                     what transformers puts in the place of ``generate``
         └── requirements.txt
@@ -16,83 +17,65 @@ Importing this loads no engine.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gkt_plugins.config import SpeculationSection, as_written
+from gkt_plugins.contracts import Exported, ExportRequest
 from gkt_plugins.errors import ConfigError
+from gkt_plugins.exporting import (
+    DRAFT_FOLDER,
+    MANIFEST,
+    copy_model,
+    describe,
+    effective_section,
+    model_config,
+    staged,
+)
 
-__all__ = ["DRAFT_FOLDER", "export_folder"]
+__all__ = ["DRAFT_FOLDER", "TransformersExporter"]
 
-DRAFT_FOLDER = "draft"
+_README = "GKT.md"
+"""The folder's README.md is the model's own."""
+_OURS = (DRAFT_FOLDER, "custom_generate", "gkt.toml", MANIFEST, _README)
 _HEADER = "# How this model speculates. Relative paths start in this folder.\n"
+_LOAD = """\
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)"""
 
 
-def export_folder(model: Path, output: Path, speculation: SpeculationSection, *, base_dir: Path | None = None) -> Path:
-    """Write ``output``; it appears whole or not at all.
+class TransformersExporter:
+    """``gkt export --to transformers``."""
 
-    :param model: a folder that ``save_pretrained`` wrote.
-    :param output: must not exist, or be empty.
-    :param speculation: what the folder does; a draft that it names is copied along.
-    :param base_dir: where a relative draft path starts.
-    :returns: ``output``.
-    :raises ConfigError: a folder is missing or of the wrong kind, or ``output`` has something in it.
-    """
-    _check_model(model, "model")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"output {str(output)!r} already has something in it; name a new folder")
-    if output.resolve().is_relative_to(model.resolve()):
-        raise ConfigError(f"output {str(output)!r} lies inside the model folder; name a folder beside it")
-    written = _effective(speculation)
-    draft = written.get("draft")
-    if draft is not None:
-        folder = (base_dir or Path()) / draft
-        _check_model(folder, "draft")
-        written["draft"] = DRAFT_FOLDER
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
-        staged = Path(temporary) / output.name
-        _copy(model, staged)
-        if draft is not None:
-            _copy(folder, staged / DRAFT_FOLDER)
-        (staged / "gkt.toml").write_text(_HEADER + _toml("speculation", written), encoding="utf-8")
-        _write_custom_generate(staged / "custom_generate")
-        staged.replace(output)
-    return output
+    def export(self, request: ExportRequest) -> Exported:
+        """Write the folder; it appears whole or not at all.
 
-
-def _effective(speculation: SpeculationSection) -> dict[str, Any]:
-    """The section without a leniency that its verifier does not look at; a file that has one is refused."""
-    written = as_written(speculation)
-    used = type(speculation.verifier_options).model_fields
-    unused = {"rule", "epsilon", *type(speculation.rule_options).model_fields} - set(used)
-    return {key: value for key, value in written.items() if key not in unused}
-
-
-def _check_model(folder: Path, what: str) -> None:
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{what} folder {str(folder)!r} has no config.json; give a folder that save_pretrained wrote")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as exc:
-        raise ConfigError(f"config.json of {what} folder {str(folder)!r} is not valid JSON: {exc}") from exc
-    if not isinstance(config, dict) or config.get("is_encoder_decoder"):
-        raise ConfigError(f"{what} folder {str(folder)!r} holds an encoder-decoder model, which cannot speculate")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise ConfigError(f"{what} folder {str(folder)!r} has no weights; copy the complete folder again")
-    if (folder / "custom_generate").exists() and not (folder / "gkt.toml").is_file():
-        raise ConfigError(f"{what} folder {str(folder)!r} has a custom_generate of its own, which would be lost")
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Model files alone: nothing hidden, and nothing of an earlier export."""
-    ours = ("custom_generate", "gkt.toml", DRAFT_FOLDER)
-    shutil.copytree(source, target, ignore=lambda _, names: [n for n in names if n.startswith(".") or n in ours])
+        :raises ConfigError: a folder is missing or of the wrong kind, or the output has something in it.
+        """
+        model_config(request.target, "target")
+        if (request.target / "custom_generate").exists() and not (request.target / "gkt.toml").is_file():
+            raise ConfigError(
+                f"target folder {str(request.target)!r} has a custom_generate of its own, which would be lost; "
+                "remove it first, or use gkt_transformers.enable"
+            )
+        written = effective_section(request)
+        draft = None
+        if "draft" in written:
+            draft = request.base_dir / written["draft"]
+            model_config(draft, "draft")
+            written["draft"] = DRAFT_FOLDER
+        exported = Exported(request.output, _LOAD)
+        with staged(request) as folder:
+            copy_model(request.target, folder, leave_out=_OURS)
+            if draft is not None:
+                copy_model(draft, folder / DRAFT_FOLDER, leave_out=_OURS)
+            (folder / "gkt.toml").write_text(_HEADER + _toml("speculation", written), encoding="utf-8")
+            _write_custom_generate(folder / "custom_generate")
+            needs = f"gkt-plugins[transformers]>={version('gkt-plugins')}"
+            describe(folder, request, exported, stack="transformers", needs=needs, readme=_README)
+        return exported
 
 
 def _write_custom_generate(folder: Path) -> None:
@@ -106,5 +89,4 @@ def _write_custom_generate(folder: Path) -> None:
 
 def _toml(table: str, values: Mapping[str, Any]) -> str:
     """One flat table; JSON's strings, numbers and arrays are TOML's."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
-    return "\n".join([f"[{table}]", *lines, ""])
+    return "\n".join([f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""])

@@ -1,8 +1,7 @@
-"""``gkt export``: a model in the form that a serving stack takes without any code."""
+"""``gkt export``: a target and its draft in the form that a serving stack takes."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-_EXPORTERS = {"transformers": "gkt_transformers.export"}
-"""Value of ``--to`` → module with ``export_folder``."""
-
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -23,27 +19,43 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    to: Annotated[str, typer.Option("--to", help="The stack: transformers.")],
-    model: Annotated[Path, typer.Option("--model", help="Folder of the target model.")],
+    to: Annotated[str, typer.Option("--to", help="The stack: transformers, vllm, sglang, llama.cpp, or a plugin's.")],
+    target: Annotated[Path, typer.Option("--target", help="Folder of the target model.")],
     output: Annotated[Path, typer.Option("--output", help="Folder to write; must not exist.")],
     config: Annotated[
         Path | None, typer.Option("--config", help="gkt.toml whose [speculation] is taken; not with --draft.")
     ] = None,
     draft: Annotated[Path | None, typer.Option("--draft", help="Folder of the draft model.")] = None,
     gamma: Annotated[str, typer.Option("--gamma", help="Draft tokens per block, or auto; with --draft.")] = "auto",
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An option of the stack's exporter; may be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
 ) -> None:
-    """Write a model folder that speculates by itself."""
-    from gkt_plugins._wording import suggestion
-    from gkt_plugins.errors import ConfigError
+    """Write a folder that explains itself, and print what loads it there."""
+    import json
 
-    if to not in _EXPORTERS:
-        raise ConfigError(f"--to must name a stack, got {to!r}; {suggestion(to, _EXPORTERS)}")
+    from gkt_plugins.config._source import ConfigSource
+    from gkt_plugins.contracts import BuildContext, ExportRequest
+    from gkt_plugins.errors import ConfigError
+    from gkt_plugins.plugins import load_plugins
+
+    exporters = load_plugins().exporters()
+    chosen = ConfigSource.read(None, "", options or [], {}).data
+    exporter = exporters.build(to, chosen, BuildContext(name=to, base_dir=Path()))
     loaded = _configuration(config, draft, gamma)
     if loaded.speculation is None:
         raise ConfigError(f"{loaded.source} has no [speculation] section; add one, or name a --draft")
-    exporter = importlib.import_module(_EXPORTERS[to])
-    exporter.export_folder(model, output, loaded.speculation, base_dir=loaded.base_dir)
-    typer.echo(f"wrote {output}: load it with trust_remote_code=True, and generate speculates")
+    exported = exporter.export(ExportRequest(target, output, loaded.speculation, loaded.base_dir))
+    if as_json:
+        described = {"folder": str(exported.folder), "load": exported.load, "notes": exported.notes}
+        typer.echo(json.dumps(described, ensure_ascii=False, indent=2))
+        return
+    typer.echo(f"wrote {exported.folder}; in that folder:\n")
+    typer.echo("".join(f"    {line}\n" for line in exported.load.splitlines()))
+    for note in exported.notes:
+        typer.echo(f"note: {note}")
 
 
 def _configuration(config: Path | None, draft: Path | None, gamma: str) -> Config:

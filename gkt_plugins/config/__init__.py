@@ -26,6 +26,7 @@ from gkt_plugins.config.sections import (
     PriceSourceSection,
     Section,
     SpeculationSection,
+    TraceSection,
     VllmSection,
 )
 from gkt_plugins.contracts import Options
@@ -42,6 +43,7 @@ __all__ = [
     "PriceSection",
     "PriceSourceSection",
     "SpeculationSection",
+    "TraceSection",
     "VllmSection",
     "as_written",
     "chosen_names",
@@ -152,10 +154,11 @@ class _Checker:
                 name: self._pipeline(*at, list(engines)) for name, at in self._tables(data, "pipelines").items()
             },
         }
-        if isinstance(data.get("speculation"), dict):
-            sections["speculation"] = self._speculation(data["speculation"])
-        elif "speculation" in data:
-            self._table(data["speculation"], ("speculation",))
+        for name, checked in {"speculation": self._speculation, "trace": self._trace}.items():
+            if isinstance(data.get(name), dict):
+                sections[name] = checked(data[name])
+            elif name in data:
+                self._table(data[name], (name,))
         for name, section in {"ledger": LedgerSection, "gateway": GatewaySection, "vllm": VllmSection}.items():
             sections[name] = self._validated(section, self._table(data.get(name, {}), (name,)), (name,))
         return sections
@@ -235,6 +238,9 @@ class _Checker:
             guidance = GuidanceSection(length_options=Options(), cut_options=Options())
         below = [f"guidance.{key}" for key in as_written(guidance)]  # what may have been written one level too high
         return self._validated(PipelineSection, dict(table) | {"guidance": guidance}, path, below)
+
+    def _trace(self, table: Mapping[str, Any]) -> TraceSection | None:
+        return self._validated(TraceSection, table, ("trace",))
 
     def _speculation(self, table: Mapping[str, Any]) -> SpeculationSection | None:
         section = self._choosing(SpeculationSection, table, ("speculation",))

@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializeAsAny,
+    model_validator,
+)
 
 from gkt_plugins._problems import shown
 from gkt_plugins._wording import suggestion
@@ -31,6 +40,7 @@ __all__ = [
     "PriceSourceSection",
     "Section",
     "SpeculationSection",
+    "TraceSection",
     "VllmSection",
 ]
 
@@ -60,6 +70,12 @@ def _epsilon(value: object) -> object:
     return value
 
 
+def _share(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"must be in (0, 1], got {shown(value)}")
+    return value
+
+
 def _gamma(value: object) -> object:
     if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"must be an integer of at least 1, or 'auto', got {shown(value)}")
@@ -80,6 +96,7 @@ def _preset(name: str) -> str:
 
 
 Epsilon = Annotated[float, BeforeValidator(_epsilon)]
+Share = Annotated[float, BeforeValidator(_share)]
 Amount = Annotated[str, BeforeValidator(_amount)]
 ChosenOptions = SerializeAsAny[Options]
 
@@ -160,14 +177,50 @@ class SpeculationSection(ChoosingSection):
     gamma: Annotated[int | Literal["auto"], BeforeValidator(_gamma)] = "auto"
     """Draft tokens per block, at least 1; ``auto`` follows measured step costs and may switch speculation off."""
     verifier: str = "exact"
-    """``exact`` keeps the target's distribution."""
+    """``exact`` and ``block`` keep the target's distribution."""
     rule: str = "exponential"
     """The leniency rule, for a lenient verifier."""
     epsilon: Epsilon = 1.0
     """The leniency in (0, 1], for a lenient verifier; 1 is lossless."""
+    expected_acceptance: Share | None = None
+    """The acceptance rate that `gkt acceptance` measured; when live traffic leaves it, one warning says so."""
+    acceptance_band: Share = 0.05
+    """How far from `expected_acceptance` the live rate may be."""
+    acceptance_window: PositiveInt = 2048
+    """Tested tokens that the live rate is taken over."""
     drafter_options: ChosenOptions
     verifier_options: ChosenOptions
     rule_options: ChosenOptions
+
+    @model_validator(mode="after")
+    def _band_of_something(self) -> SpeculationSection:
+        without_effect = sorted({"acceptance_band", "acceptance_window"} & self.model_fields_set)
+        if self.expected_acceptance is None and without_effect:
+            raise ValueError(f"has {without_effect[0]} and no expected_acceptance; set both, or neither")
+        return self
+
+
+class TraceSection(Section):
+    """``[trace]``: keeps answers as token ids, which are text, to distil from; absent, nothing is kept."""
+
+    path: str
+    """The file of JSON lines to append to, relative to the configuration's folder."""
+    max_bytes: PositiveInt = 67108864
+    """What is kept never takes more than this."""
+    when_full: Literal["stop", "rotate"] = "stop"
+    """`stop` keeps the oldest answers, `rotate` the newest, the older half of them in a second file."""
+    share: Share = 1.0
+    """Share of the answers that is kept, drawn at random, in (0, 1]."""
+    redact: Literal["none", "prompt"] = "none"
+    """`prompt` keeps nothing of the prompt, and of the answer only a window before each rejected token."""
+    window: PositiveInt = 32
+    """Tokens of the answer kept before each rejected one, with `redact = "prompt"`."""
+
+    @model_validator(mode="after")
+    def _window_of_something(self) -> TraceSection:
+        if self.redact == "none" and "window" in self.model_fields_set:
+            raise ValueError("has a window and redact = 'none', which keeps everything; remove window, or redact")
+        return self
 
 
 class LedgerSection(Section):
@@ -220,6 +273,7 @@ class Config(Section):
     ledger: LedgerSection = LedgerSection()
     gateway: GatewaySection = GatewaySection()
     vllm: VllmSection = VllmSection()
+    trace: TraceSection | None = None
     base_dir: Annotated[Path, Field(exclude=True)]
     """Folder of the file: relative paths start here."""
     source: Annotated[Path | None, Field(exclude=True)] = None

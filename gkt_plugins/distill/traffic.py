@@ -19,11 +19,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gkt_plugins.contracts import TraceEvent
 from gkt_plugins.distill.samples import Sample, fixed_key
 from gkt_plugins.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gkt_plugins.config import TraceSection
 
 __all__ = ["FORMAT", "Positions", "TrafficRecorder", "older_half", "read_traffic"]
 
@@ -90,6 +93,12 @@ class TrafficRecorder:
         self._draw = draw
         self._open: OrderedDict[int, _OpenRow] = OrderedDict()
         self._lock = threading.Lock()
+
+    @classmethod
+    def from_section(cls, section: TraceSection, base_dir: Path, *, target: str = "") -> TrafficRecorder:
+        """What ``[trace]`` says."""
+        options = section.model_dump(exclude={"path"})
+        return cls(base_dir / section.path, **options, target=target)
 
     def __call__(self, event: TraceEvent) -> None:
         """Take in one block of one row. Called on the observers' thread."""

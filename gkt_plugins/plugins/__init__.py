@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -23,6 +23,7 @@ from gkt_plugins.contracts import (
     CuttingPolicy,
     Drafter,
     Engine,
+    Exporter,
     Factory,
     LengthPolicy,
     LeniencyRule,
@@ -42,7 +43,14 @@ __all__ = ["FAMILIES", "Family", "PluginInfo", "Plugins", "Provided", "load_plug
 _log = logging.getLogger(__name__)
 
 Family: TypeAlias = Literal[
-    "engines", "length_policies", "cutting_policies", "drafters", "verifiers", "leniency_rules", "price_sources"
+    "engines",
+    "length_policies",
+    "cutting_policies",
+    "drafters",
+    "verifiers",
+    "leniency_rules",
+    "exporters",
+    "price_sources",
 ]
 """A collecting hook, without its prefix."""
 
@@ -53,6 +61,7 @@ FAMILIES: Mapping[Family, str] = {
     "drafters": "drafter",
     "verifiers": "verifier",
     "leniency_rules": "leniency rule",
+    "exporters": "exporter",
     "price_sources": "price source",
 }
 """What messages call one of each family. In the order of ``hookspecs.py``."""
@@ -171,6 +180,10 @@ class Plugins:
         """Hook ``gkt_leniency_rules``."""
         return self._provided["leniency_rules"]
 
+    def exporters(self) -> Provided[Exporter]:
+        """Hook ``gkt_exporters``."""
+        return self._provided["exporters"]
+
     def price_sources(self) -> Provided[PriceSource]:
         """Hook ``gkt_price_sources``."""
         return self._provided["price_sources"]
@@ -186,6 +199,15 @@ class Plugins:
     def trace(self, event: TraceEvent) -> None:
         """Hook ``gkt_trace``: tell observers about a verified block, where :attr:`tracing`. Returns at once."""
         self._thread.tell(self._trace_observers, event)
+
+    def tracer(self, own: Mapping[str, Callable[[TraceEvent], object]]) -> Callable[[TraceEvent], None] | None:
+        """What one decode loop tells of its blocks: like :meth:`trace`, and ``own`` observers beside the plugins'.
+
+        :param own: label for the log → observer of this loop alone; it needs no ``GKT_TRACE``.
+        :returns: None where nobody would see an event.
+        """
+        observers = (*self._trace_observers, *(Observer(label, call) for label, call in own.items()))
+        return (lambda event: self._thread.tell(observers, event)) if observers else None
 
     @property
     def tracing(self) -> bool:

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 import gkt_transformers
 from gkt_plugins.cli import app
 from gkt_plugins.config import load_config
+from gkt_plugins.contracts import ExportRequest
 from gkt_plugins.errors import ConfigError
-from gkt_transformers.export import export_folder
+from gkt_transformers.export import TransformersExporter
 
 PROMPT = torch.tensor([[5, 6, 7, 8]])
 
@@ -29,7 +30,7 @@ def _run(*arguments):
 @pytest.fixture(scope="module")
 def exported(tiny, tmp_path_factory):
     output = tmp_path_factory.mktemp("out") / "llama-gkt"
-    result = _run("--model", tiny.folder("llama"), "--draft", tiny.folder("draft"), "--gamma", 3, "--output", output)
+    result = _run("--target", tiny.folder("llama"), "--draft", tiny.folder("draft"), "--gamma", 3, "--output", output)
     assert result.exit_code == 0, result.output
     return output
 
@@ -82,7 +83,8 @@ def test_it_may_be_moved(exported, tmp_path):
 
 def test_an_exported_folder_may_be_exported_again(exported, tiny, tmp_path):
     config = load_config(exported / "gkt.toml")
-    again = export_folder(exported, tmp_path / "again", config.speculation, base_dir=exported)
+    again = tmp_path / "again"
+    TransformersExporter().export(ExportRequest(exported, again, config.speculation, base_dir=exported))
     assert sorted(p.name for p in again.iterdir()) == sorted(p.name for p in exported.iterdir())
 
 
@@ -92,7 +94,7 @@ def test_a_leniency_in_the_configuration_is_carried_along(tiny, tmp_path):
         f'[speculation]\ndrafter = "model"\ndraft = "{tiny.folder("draft")}"\nverifier = "lenient"\n'
         'rule = "capped"\nepsilon = 0.6\ndelta = 0.2\n'
     )
-    result = _run("--model", tiny.folder("llama"), "--config", path, "--output", tmp_path / "out")
+    result = _run("--target", tiny.folder("llama"), "--config", path, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     section = load_config(tmp_path / "out" / "gkt.toml").speculation
     assert (section.verifier, section.rule, section.epsilon, section.rule_options.delta) == (
@@ -106,7 +108,7 @@ def test_a_leniency_in_the_configuration_is_carried_along(tiny, tmp_path):
 def test_prompt_lookup_needs_no_draft_folder(tiny, tmp_path):
     path = tmp_path / "gkt.toml"
     path.write_text('[speculation]\ndrafter = "prompt_lookup"\nmax_ngram = 2\n')
-    assert _run("--model", tiny.folder("llama"), "--config", path, "--output", tmp_path / "out").exit_code == 0
+    assert _run("--target", tiny.folder("llama"), "--config", path, "--output", tmp_path / "out").exit_code == 0
     assert not (tmp_path / "out" / "draft").exists()
     assert load_config(tmp_path / "out" / "gkt.toml").speculation.drafter_options.max_ngram == 2
 
@@ -120,27 +122,27 @@ def _refusal(*arguments):
 
 def test_wrong_folders_are_refused_before_anything_is_written(tiny, tmp_path):
     llama, draft, output = tiny.folder("llama"), tiny.folder("draft"), tmp_path / "out"
-    assert "model folder 'nowhere' has no config.json" in _refusal(
-        "--model", "nowhere", "--draft", draft, "--output", output
+    assert "target folder 'nowhere' has no config.json" in _refusal(
+        "--target", "nowhere", "--draft", draft, "--output", output
     )
-    assert "draft folder" in _refusal("--model", llama, "--draft", tmp_path / "none", "--output", output)
-    assert "encoder-decoder" in _refusal("--model", tiny.folder("t5"), "--draft", draft, "--output", output)
-    assert "already has something in it" in _refusal("--model", llama, "--draft", draft, "--output", draft)
-    assert "inside the model folder" in _refusal("--model", llama, "--draft", draft, "--output", llama / "out")
+    assert "draft folder" in _refusal("--target", llama, "--draft", tmp_path / "none", "--output", output)
+    assert "encoder-decoder" in _refusal("--target", tiny.folder("t5"), "--draft", draft, "--output", output)
+    assert "already has something in it" in _refusal("--target", llama, "--draft", draft, "--output", draft)
+    assert "inside the target's folder" in _refusal("--target", llama, "--draft", draft, "--output", llama / "out")
     assert not output.exists()
 
 
 def test_the_command_line_says_what_it_expects(tiny, tmp_path):
     llama, output = tiny.folder("llama"), tmp_path / "out"
-    assert "either --config or --draft" in _refusal("--model", llama, "--output", output)
+    assert "either --config or --draft" in _refusal("--target", llama, "--output", output)
     assert "speculation.gamma must be an integer of at least 1, or 'auto'" in _refusal(
-        "--model", llama, "--draft", tiny.folder("draft"), "--gamma", "0", "--output", output
+        "--target", llama, "--draft", tiny.folder("draft"), "--gamma", "0", "--output", output
     )
     (tmp_path / "gkt.toml").write_text("")
     assert "has no [speculation] section" in _refusal(
-        "--model", llama, "--config", tmp_path / "gkt.toml", "--output", output
+        "--target", llama, "--config", tmp_path / "gkt.toml", "--output", output
     )
-    result = CliRunner().invoke(app, ["export", "--to", "transformer", "--model", "m", "--output", "o"])
+    result = CliRunner().invoke(app, ["export", "--to", "transformer", "--target", "m", "--output", "o"])
     assert "did you mean 'transformers'?" in str(result.exception)
 
 

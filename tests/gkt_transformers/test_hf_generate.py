@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import gkt_transformers
 from gkt_plugins.config import load_config
+from gkt_plugins.contracts import ExportRequest
 
 WAYS = ["enable", "callable", "folder"]
 
@@ -33,7 +34,8 @@ def config_path(tiny, tmp_path_factory):
 def exported(tiny, config_path, tmp_path_factory):
     config = load_config(config_path)
     output = tmp_path_factory.mktemp("exported") / "llama"
-    return gkt_transformers.export_folder(tiny.folder("llama"), output, config.speculation, base_dir=config.base_dir)
+    request = ExportRequest(tiny.folder("llama"), output, config.speculation, config.base_dir)
+    return gkt_transformers.TransformersExporter().export(request).folder
 
 
 @pytest.fixture

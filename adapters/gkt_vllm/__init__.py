@@ -1,0 +1,1 @@
+"""vLLM: writes a target and its draft as ``vllm serve`` takes them. Importing this loads no engine."""
