@@ -15,7 +15,7 @@ from gkt_plugins.errors import GktError
 
 __all__ = ["VERBS", "app", "main"]
 
-VERBS = ("config", "plugins", "run", "ledger", "export", "distill", "demo")
+VERBS = ("config", "plugins", "run", "ledger", "export", "distill", "acceptance", "demo")
 """Each is a file beside this one, with a function ``register`` that adds it."""
 
 app = typer.Typer(

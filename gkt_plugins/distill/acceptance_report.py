@@ -10,7 +10,10 @@ from gkt_plugins.evaluation.statistics import Estimate, FloatArray, sums_estimat
 from gkt_plugins.speculation.counts import Counts
 from gkt_plugins.speculation.formulas import block_efficiency
 
-__all__ = ["AcceptanceReport", "Comparison", "PromptAcceptance", "compare"]
+__all__ = ["FEW", "AcceptanceReport", "Comparison", "PromptAcceptance", "compare", "estimate_json"]
+
+FEW = 5
+"""Prompts that an interval needs: resampling fewer makes it too narrow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class PromptAcceptance:
 class AcceptanceReport:
     """One draft on a set of prompts, at one temperature.
 
-    Intervals are bootstrapped over prompts; with a single prompt they span all that is possible.
+    Intervals are bootstrapped over prompts; with fewer than five they span all that is possible, since so few say
+    nothing of the others.
     """
 
     temperature: float
@@ -133,8 +137,9 @@ class AcceptanceReport:
         pairs = [(above, below) for above, below in pairs if below]
         if not pairs:
             return Estimate(float("nan"), *span, 0)
-        if len(pairs) == 1:
-            return Estimate(pairs[0][0] / pairs[0][1], *span, 1)
+        if len(pairs) < FEW:
+            above, below = (sum(column) for column in zip(*pairs, strict=True))
+            return Estimate(above / below, *span, len(pairs))
         return sums_estimate(list(zip(*pairs, strict=True)), lambda sums: sums[0] / sums[1])
 
 
@@ -161,13 +166,15 @@ class Comparison:
 def compare(first: AcceptanceReport, second: AcceptanceReport) -> Comparison:
     """How the draft of ``second`` does against that of ``first``, by a bootstrap over the prompts of both.
 
-    :raises ValueError: other prompts or another temperature, or fewer than two prompts.
+    :raises ValueError: other prompts or another temperature, or fewer than five prompts.
     """
     if first.temperature != second.temperature:
         raise ValueError(f"expected one temperature, got {first.temperature} and {second.temperature}")
     if [prompt.prompt for prompt in first.prompts] != [prompt.prompt for prompt in second.prompts]:
         raise ValueError("expected two reports on the same prompts in the same order; measure both on one file")
     pairs = list(zip(first.prompts, second.prompts, strict=True))
+    if len(pairs) < FEW:
+        raise ValueError(f"a comparison needs at least {FEW} prompts, got {len(pairs)}")
     gammas = [gamma for gamma in first.gammas if gamma in second.gammas]
     return Comparison(
         first.temperature,
@@ -196,5 +203,7 @@ def _emitted(counts: Counts) -> tuple[float, float]:
     return counts.accepted + counts.blocks, counts.blocks
 
 
-def estimate_json(estimate: Estimate) -> dict[str, float]:
-    return {"value": round(estimate.value, 4), "low": round(estimate.low, 4), "high": round(estimate.high, 4)}
+def estimate_json(estimate: Estimate) -> dict[str, float | None]:
+    """Rounded to four places; a value that nothing was measured for is null."""
+    value = round(estimate.value, 4) if estimate.n else None
+    return {"value": value, "low": round(estimate.low, 4), "high": round(estimate.high, 4)}

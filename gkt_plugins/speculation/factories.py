@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from gkt_plugins.contracts import BuildContext, Drafter, Factory, LeniencyRule, Options, Verifier
-from gkt_plugins.errors import ConfigError, GktError, require
+from gkt_plugins.errors import ConfigError
 from gkt_plugins.speculation.leniency import CappedRule, exponential, linear, square
+from gkt_plugins.speculation.loading import load_causal_model, load_tokenizer
 from gkt_plugins.speculation.vocabulary import check_vocabularies
 
 __all__ = [
@@ -78,27 +79,12 @@ def _model(options: ModelOptions, context: BuildContext) -> Drafter:
 
 def _load(options: ModelOptions, context: BuildContext, device: Any) -> tuple[Any, Mapping[str, int] | None]:
     """The draft model, and token → id of its tokenizer where the folder has one."""
-    transformers = require("transformers", extra="transformers")
-    folder = (context.base_dir or Path()) / options.draft
-    source = str(folder) if folder.is_dir() else options.draft
-    if not folder.is_dir() and (Path(options.draft).is_absolute() or options.draft.startswith(".")):
-        raise ConfigError(
-            f"speculation.draft: there is no folder {folder}; give one that holds a causal language model"
-        )
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=options.dtype)
-    except GktError:
-        raise
-    except Exception as exc:
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise ConfigError(
-            f"speculation.draft: no causal language model could be loaded from {source!r}: {reason}"
-        ) from exc
-    try:
-        tokens = transformers.AutoTokenizer.from_pretrained(source).get_vocab()
-    except Exception:  # noqa: BLE001 - a draft folder need not have a tokenizer; sizes decide then
-        tokens = None
-    return model.to(device).eval(), tokens
+    folder = ((context.base_dir or Path()) / options.draft).absolute()
+    named_folder = folder.is_dir() or Path(options.draft).is_absolute() or options.draft.startswith(".")
+    source = str(folder) if named_folder else options.draft
+    model = load_causal_model(source, key="speculation.draft", dtype=options.dtype)
+    tokenizer = load_tokenizer(source)
+    return model.to(device).eval(), tokenizer.get_vocab() if tokenizer else None
 
 
 def _prompt_lookup(options: PromptLookupOptions, context: BuildContext) -> Drafter:
