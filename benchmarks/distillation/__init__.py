@@ -1,0 +1,1 @@
+"""What distillation of a draft is worth: ``python -m benchmarks.distillation``."""
