@@ -54,6 +54,7 @@ HELP = (
     ["ledger", "report", "--help"],
     ["export", "--help"],
     ["distill", "--help"],
+    ["acceptance", "--help"],
     ["demo", "--help"],
 )
 

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from gkt_plugins.evaluation.statistics import mean_estimate, median_estimate, ratio_estimate, share_estimate
+from gkt_plugins.evaluation.statistics import (
+    mean_estimate,
+    median_estimate,
+    ratio_estimate,
+    share_estimate,
+    sums_estimate,
+)
 
 
 def test_wilson_interval_equals_scipy_s() -> None:
@@ -42,3 +48,20 @@ def test_a_ratio_of_sums_weighs_items_by_their_size_and_an_exact_ratio_has_no_sp
     assert (exact.low, exact.value, exact.high) == pytest.approx((0.5, 0.5, 0.5))
     with pytest.raises(ValueError, match="at least 2 items"):
         ratio_estimate([1.0], [1.0])
+
+
+def test_things_measured_on_the_same_items_are_compared_in_pairs() -> None:
+    generator = np.random.default_rng(3)
+    easy = generator.normal(10, 4, size=60)  # items differ much more than the two things measured on them
+    first, second = easy + generator.normal(0, 0.1, size=60), easy + 0.3 + generator.normal(0, 0.1, size=60)
+    ones = np.ones(60)
+    paired = sums_estimate([first, ones, second], lambda sums: (sums[2] - sums[0]) / sums[1])
+    # one standard error of a pair's difference is 0.14 / sqrt(60) = 0.018; unpaired it would be 0.7
+    assert paired.value == pytest.approx(0.3, abs=4 * 0.018)
+    assert paired.high - paired.low < 0.1
+    assert paired.excludes(0)
+
+
+def test_sums_over_one_item_have_no_interval() -> None:
+    with pytest.raises(ValueError, match="at least 2 items, got 1"):
+        sums_estimate([[1.0], [2.0]], lambda sums: sums[0] / sums[1])
