@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from gkt_plugins.demo._tokenizers import render
 from gkt_plugins.demo.problems import Problem, score
+from gkt_plugins.distill.acceptance import held_out_acceptance, target_samples
+from gkt_plugins.distill.samples import PromptItem
+from gkt_plugins.evaluation.statistics import share_estimate
 
-__all__ = ["DemoModel", "acceptance", "accuracy", "evaluate", "load", "load_tokenizer", "wilson"]
+__all__ = ["DemoModel", "acceptance", "accuracy", "evaluate", "load", "load_tokenizer"]
 
 _BATCH = 100
 _MAX_TOKENS = 480
@@ -60,22 +61,14 @@ def load(folder: Path) -> DemoModel:
     return DemoModel(model.eval(), tokenizer)
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """95 % interval of a proportion. Source: Wilson 1927."""
-    z = 1.959964
-    centre = (right + z * z / 2) / (total + z * z)
-    half = z * math.sqrt(right * (total - right) / total + z * z / 4) / (total + z * z)
-    return centre - half, centre + half
-
-
 def accuracy(problems: Sequence[Problem], answers: Sequence[str]) -> dict[str, Any]:
     """Right answers as a fraction, with its 95 % interval; what names no number is counted as wrong and apart."""
     scores = [score(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
     right = sum(s is True for s in scores)
-    low, high = wilson(right, len(scores))
+    share = share_estimate(right, len(scores))
     return {
-        "accuracy": round(right / len(scores), 4),
-        "interval": [round(low, 4), round(high, 4)],
+        "accuracy": round(share.value, 4),
+        "interval": [round(share.low, 4), round(share.high, 4)],
         "unparsable": sum(s is None for s in scores),
         "problems": len(scores),
     }
@@ -87,28 +80,21 @@ def acceptance(target: DemoModel, draft: DemoModel, problems: Sequence[Problem])
     ``acceptance_tv``: mean over positions of 1 - total variation at temperature 1, on the target's own samples.
     ``greedy_agreement``: share of positions where both prefer the same token, on the target's greedy answers.
     """
-    prompts = [render(p.question) for p in problems]
-    overlaps, agreements = [], []
-    for sample in (True, False):
-        torch.manual_seed(0)
-        for prompt, row in zip(prompts, target.write(prompts, sample=sample), strict=True):
-            p, q = (_probabilities(m, prompt, row) for m in (target, draft))
-            if sample:
-                overlaps.append(torch.minimum(p, q).sum(-1))
-            else:
-                agreements.append((p.argmax(-1) == q.argmax(-1)).float())
-    return {
-        "acceptance_tv": round(torch.cat(overlaps).mean().item(), 4),
-        "greedy_agreement": round(torch.cat(agreements).mean().item(), 4),
-    }
-
-
-@torch.no_grad()
-def _probabilities(model: DemoModel, prompt: str, row: Sequence[int]) -> Tensor:
-    """Next-token distributions at every position of the answer, [answer tokens, vocab]."""
-    before = model.tokenizer(prompt).input_ids
-    logits: Tensor = model.model(input_ids=torch.tensor([[*before, *row]])).logits[0]
-    return logits[len(before) - 1 : -1].float().softmax(-1)
+    texts = [render(problem.question) for problem in problems]
+    prompts = [PromptItem(tuple(target.tokenizer(text).input_ids), text) for text in texts]
+    figures = {}
+    for name, temperature in (("acceptance_tv", 1.0), ("greedy_agreement", 0.0)):
+        samples = target_samples(
+            target.model,
+            prompts,
+            temperature=temperature,
+            max_new_tokens=_MAX_TOKENS,
+            seed=0,
+            eos_ids=(target.tokenizer.eos_token_id,),
+        )
+        measured = held_out_acceptance(target.model, draft.model, samples, temperature=temperature)
+        figures[name] = round(measured.value, 4)
+    return figures
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkt_plugins.demo._batches import batches, encode
-from gkt_plugins.demo._evaluate import DemoModel, acceptance, load, wilson
+from gkt_plugins.demo._evaluate import DemoModel, acceptance, load
 from gkt_plugins.demo._tokenizers import render
 from gkt_plugins.demo.models import MODEL_NAMES, ModelName, model_dir
 from gkt_plugins.demo.problems import problems, score
@@ -104,7 +104,3 @@ def test_an_interrupted_training_goes_on_with_the_batches_it_has_not_seen() -> N
     again = batches(tokenizer, 1024, 0.5, first_step=66)
     for before in first[66:]:
         assert torch.equal(before.ids, next(again).ids)
-
-
-def test_wilson_s_interval() -> None:
-    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
