@@ -6,6 +6,7 @@ p is the target's distribution, q the draft's. The readable form is :func:`diver
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
@@ -43,8 +44,11 @@ Head: TypeAlias = Callable[[Tensor], Tensor]
 
 _LK_ETA = 3.0
 """How soon ``lk_lambda`` turns to total variation; the paper's best setting."""
-_CHUNK_BYTES = 2**27
-"""Of one float32 [chunk, V] tensor, unless the caller says otherwise; about six of them exist at a time."""
+_CHUNK_BYTES = 2**28
+"""Of a float32 [chunk, V] tensor, unless the caller says otherwise. Two exist at a time, three for the gradient."""
+_BLOCK_BYTES = 2**20
+"""Of a float32 [rows, V] tensor that is worked on at once: on a CPU, what a core's cache holds a few of."""
+_BLOCK_BYTES_ELSEWHERE = 2**26
 
 
 def check_divergence(name: str, *, beta: float = 0.5, temperature: float = 1.0) -> None:
@@ -78,8 +82,23 @@ def divergence(name: DivergenceName, target_logits: Tensor, draft_logits: Tensor
     :raises ConfigError: see :func:`check_divergence`.
     """
     check_divergence(name, beta=beta, temperature=temperature)
-    log_p, log_q = _log_probs(target_logits.detach(), draft_logits, temperature)
-    return _value(name, log_p, log_q, beta)
+    target_logits, draft_logits = _comparable(target_logits.detach(), draft_logits, temperature)
+    log_p = _likeliest(target_logits) if temperature == 0 else target_logits.log_softmax(-1)
+    log_q = draft_logits.log_softmax(-1)
+    if name == "forward_kl":
+        return _kl(log_p, log_q)
+    if name == "reverse_kl":
+        return _kl(log_q, log_p)
+    if name == "jsd":
+        log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+        return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
+    if name == "lk_alpha":
+        return -torch.minimum(log_p, log_q).logsumexp(-1)
+    variation = (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
+    if name == "tv":
+        return variation
+    share = _kl_share(variation)
+    return share * _kl(log_p, log_q) + (1 - share) * variation
 
 
 def chunked_divergence(name: DivergenceName, target_hidden: Tensor, target_head: Head, draft_hidden: Tensor,
@@ -133,92 +152,56 @@ def _chunk_tokens(head: Head, hidden: Tensor) -> int:
 
 def _chunk(name: DivergenceName, target_head: Head, draft_head: Head, beta: float, temperature: float,
            target_hidden: Tensor, draft_hidden: Tensor, weights: Tensor) -> Tensor:  # fmt: skip
-    with torch.no_grad():
-        target_logits = target_head(target_hidden)
     total: Tensor = _WeightedSum.apply(  # type: ignore[no-untyped-call]
-        draft_head(draft_hidden), target_logits, weights, name, beta, temperature
+        draft_head(draft_hidden), target_hidden, target_head, weights, name, beta, temperature
     )
     return total
 
 
 class _WeightedSum(torch.autograd.Function):
-    """Computes the gradient along with the value: one tensor [n, V] is kept, where autograd would keep about eight."""
+    """Computes the gradient along with the value, and all but that gradient for a block of rows at a time."""
 
     @staticmethod
-    def forward(ctx: Any, draft_logits: Tensor, target_logits: Tensor, weights: Tensor, name: DivergenceName,
-                beta: float, temperature: float) -> Tensor:  # fmt: skip
-        log_p, log_q = _log_probs(target_logits, draft_logits, temperature)
-        value = (_value(name, log_p, log_q, beta) * weights).sum()
-        if ctx.needs_input_grad[0]:
-            slope = _slope(name, log_p, log_q, beta)
-            slope -= log_q.exp_() * slope.sum(-1, keepdim=True)  # through the log-softmax
-            slope *= weights[:, None] / (temperature or 1.0)
-            surplus = draft_logits.shape[-1] - slope.shape[-1]
-            ctx.save_for_backward(torch.nn.functional.pad(slope, (0, surplus)).to(draft_logits.dtype))
-        return value
+    def forward(ctx: Any, draft_logits: Tensor, target_hidden: Tensor, target_head: Head, weights: Tensor,
+                name: DivergenceName, beta: float, temperature: float) -> Tensor:  # fmt: skip
+        bytes_at_once = _BLOCK_BYTES if draft_logits.device.type == "cpu" else _BLOCK_BYTES_ELSEWHERE
+        rows = max(1, bytes_at_once // (4 * draft_logits.shape[-1]))
+        slopes = torch.zeros_like(draft_logits) if ctx.needs_input_grad[0] else None
+        total = draft_logits.new_zeros((), dtype=_precise(draft_logits))
+        for begin in range(0, len(draft_logits), rows):
+            here = slice(begin, begin + rows)
+            logits = _comparable(target_head(target_hidden[here]), draft_logits[here], temperature)
+            value, slope = _value_and_slope(name, *logits, beta, peaked=temperature == 0)
+            total += (value * weights[here]).sum()
+            if slopes is not None:
+                slope *= weights[here, None] / (temperature or 1.0)
+                slopes[here, : slope.shape[-1]] = slope  # padding has none
+        ctx.save_for_backward(slopes)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return (slope * grads[0]).to(slope.dtype), None, None, None, None, None
+        (slopes,) = ctx.saved_tensors
+        return slopes * grads[0].to(slopes.dtype), None, None, None, None, None, None
 
 
-def _log_probs(target_logits: Tensor, draft_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Both [n, V] as log-probabilities over the smaller vocabulary."""
+def _comparable(target_logits: Tensor, draft_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Both over the smaller vocabulary, precise enough, and divided by the temperature."""
     size = min(target_logits.shape[-1], draft_logits.shape[-1])
     dtype = _precise(draft_logits)
     target_logits, draft_logits = target_logits[..., :size].to(dtype), draft_logits[..., :size].to(dtype)
-    if temperature == 0:
-        log_p = torch.full_like(target_logits, -torch.inf)
-        log_p.scatter_(-1, target_logits.argmax(-1, keepdim=True), 0.0)
-        return log_p, draft_logits.log_softmax(-1)
-    if temperature != 1:
-        target_logits, draft_logits = target_logits / temperature, draft_logits / temperature
-    return target_logits.log_softmax(-1), draft_logits.log_softmax(-1)
+    if temperature in (0, 1):
+        return target_logits, draft_logits
+    return target_logits / temperature, draft_logits / temperature
 
 
 def _precise(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _value(name: DivergenceName, log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
-    """[n]"""
-    if name == "forward_kl":
-        return _kl(log_p, log_q)
-    if name == "reverse_kl":
-        return _kl(log_q, log_p)
-    if name == "jsd":
-        log_m = _log_mixture(log_p, log_q, beta)
-        return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
-    if name == "lk_alpha":
-        return -torch.minimum(log_p, log_q).logsumexp(-1)
-    variation = (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
-    if name == "tv":
-        return variation
-    share = _kl_share(variation)
-    return share * _kl(log_p, log_q) + (1 - share) * variation
-
-
-def _slope(name: DivergenceName, log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
-    """[n, V] derivative of :func:`_value` by ``log_q``, up to a multiple of q, which the softmax takes out again."""
-    q = log_q.exp()
-    if name == "forward_kl":
-        return -log_p.exp()
-    if name == "reverse_kl":
-        return torch.where(q > 0, q * (log_q - log_p), 0.0)
-    if name == "jsd":
-        log_m = _log_mixture(log_p, log_q, beta)
-        return (1 - beta) * torch.where(q > 0, q * (log_q - log_m), 0.0)
-    if name == "lk_alpha":
-        overlap = torch.minimum(log_p, log_q)
-        lagging = ((log_p - log_q).sign() + 1) / 2  # where the draft says a token too seldom; ties count half
-        return -lagging * overlap.softmax(-1)
-    p = log_p.exp()
-    towards = q * (q - p).sign() / 2
-    if name == "tv":
-        return towards
-    share = _kl_share((p - q).abs().sum(-1) / 2)[..., None]
-    return (1 - share) * towards - share * p
+def _likeliest(logits: Tensor) -> Tensor:
+    """[n, V] log-probabilities of a model that says its likeliest token only."""
+    return torch.full_like(logits, -torch.inf).scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -227,10 +210,53 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
 
 
-def _log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
-    weight = torch.tensor([beta, 1 - beta], dtype=log_q.dtype, device=log_q.device).log()
-    return torch.logaddexp(log_p + weight[0], log_q + weight[1])
-
-
 def _kl_share(variation: Tensor) -> Tensor:
     return torch.exp(-_LK_ETA * (1 - variation)).detach()
+
+
+def _value_and_slope(name: DivergenceName, target_logits: Tensor, draft_logits: Tensor, beta: float, *,
+                     peaked: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The divergence [n] and its derivative by the draft's logits [n, V], in as few passes as each needs.
+
+    With g the derivative by log q, the derivative by the logits is g − q Σ g. ``peaked``: the target says its likeliest
+    token only.
+    """
+    log_p = log_q = p = q = draft_logits
+    if name != "tv":
+        least = torch.finfo(draft_logits.dtype).min / 4  # finite: 0 · log 0 is to be 0
+        log_p = (_likeliest(target_logits) if peaked else target_logits.log_softmax(-1)).clamp_(min=least)
+        log_q = draft_logits.log_softmax(-1).clamp_(min=least)
+    if name != "lk_alpha":
+        p = _likeliest(target_logits).exp_() if peaked else target_logits.softmax(-1)
+    q = draft_logits.softmax(-1)
+    if name == "forward_kl":
+        return _dot(p, log_p.sub_(log_q)), q.sub_(p)
+    if name == "reverse_kl":
+        ratio = log_q.sub_(log_p)
+        value = _dot(q, ratio)
+        return value, ratio.sub_(value[:, None]).mul_(q)
+    if name == "jsd":
+        # The floor keeps log m finite where both p and q are too small for a float.
+        log_m = (beta * p + (1 - beta) * q).clamp_(min=torch.finfo(q.dtype).tiny).log_()
+        ratio = log_q.sub_(log_m)
+        there, back = _dot(p, log_p.sub_(log_m)), _dot(q, ratio)
+        return beta * there + (1 - beta) * back, ratio.sub_(back[:, None]).mul_(q).mul_(1 - beta)
+    if name == "lk_alpha":
+        lagging = ((log_p - log_q).sign_() + 1) / 2  # where the draft says a token too seldom; ties count half
+        overlap = torch.minimum(log_p, log_q)
+        rising = lagging.mul_(overlap.softmax(-1))
+        return -overlap.logsumexp(-1), q.mul_(rising.sum(-1, keepdim=True)).sub_(rising)
+    excess = q - p
+    variation = excess.abs().sum(-1) / 2
+    sign = torch.sign(excess)
+    slope = sign.sub_(_dot(q, sign)[:, None]).mul_(q).div_(2)
+    if name == "tv":
+        return variation, slope
+    share = _kl_share(variation)
+    value = share * _dot(p, log_p.sub_(log_q)) + (1 - share) * variation
+    return value, slope.mul_(1 - share[:, None]).add_(excess.mul_(share[:, None]))
+
+
+def _dot(weights: Tensor, values: Tensor) -> Tensor:
+    product: Tensor = torch.linalg.vecdot(weights, values)
+    return product
