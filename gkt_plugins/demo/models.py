@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 __all__ = ["MODEL_NAMES", "ModelName", "model_dir"]
 
-ModelName = Literal["teacher", "student", "draft"]
+ModelName = Literal["teacher", "student", "draft", "distilled"]
 
 MODEL_NAMES: tuple[ModelName, ...] = get_args(ModelName)
 
@@ -15,7 +15,8 @@ MODEL_NAMES: tuple[ModelName, ...] = get_args(ModelName)
 def model_dir(name: ModelName) -> Path:
     """The folder of a packaged model, as ``from_pretrained`` takes it.
 
-    "teacher" is also the speculation target; "student" has a vocabulary of its own; "draft" has the teacher's.
+    "teacher" is also the speculation target; "student" has a vocabulary of its own; "draft" has the teacher's, and
+    "distilled" is the draft after DistillSpec against the teacher.
 
     :raises ValueError: no such model.
     """

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from gkt_plugins.demo.guided import GUIDANCE_TOKENS, Way, run_ways
 from gkt_plugins.demo.problems import problems
 from gkt_plugins.demo.show import show_guidance, show_problem, show_speculation
-from gkt_plugins.demo.speculated import Comparison, compare
+from gkt_plugins.demo.speculated import DRAFTS, Comparison, compare
 from gkt_plugins.evaluation.plots import plot_frontier
 
 __all__ = ["run_demo"]
@@ -45,7 +45,7 @@ def run_demo(output: Path, *, num_problems: int, as_json: bool) -> None:
                 on_answer=lambda: progress.advance(task),
             )
         )
-        task_2 = progress.add_task("speculation", total=2 * _SPECULATED)
+        task_2 = progress.add_task("speculation", total=(1 + len(DRAFTS)) * _SPECULATED)
         comparison = compare(held_out[:_SPECULATED], on_answer=lambda: progress.advance(task_2))
     picture = output / "accuracy-cost.png"
     plot_frontier(

@@ -17,6 +17,7 @@ from gkt_plugins.guidance.answers import Answer
 __all__ = ["show_guidance", "show_problem", "show_speculation"]
 
 TEACHER, STUDENT, DRAFT, TARGET = "bold dark_orange3", "dodger_blue2", "green3", "bold red3"
+_DRAFT_LABELS = {"draft": "draft, as trained on the corpus", "distilled": "the same draft, distilled"}
 
 
 def show_guidance(console: Console, ways: Sequence[Way]) -> None:
@@ -73,47 +74,46 @@ def show_problem(console: Console, question: str, answer: Answer, alone: str, re
 
 
 def show_speculation(console: Console, result: Comparison) -> None:
-    """Times, counts, and the first answer with accepted draft tokens in colour."""
+    """Times, counts, and the first answer with accepted draft tokens in colour, for each draft."""
     table = Table(
         title=f"Speculation: target of {result.parameters / 1e6:.0f} M parameters, one prompt at a time, greedy",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    for column in ("", "tokens", "seconds", "tokens / s", "tokens per target call"):
+    for column in ("", "tokens", "seconds", "tokens / s", "tokens per\ntarget call", "speed-up"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row(
-        "plain",
-        f"{result.tokens:,}",
-        f"{result.plain_seconds:.1f}",
-        _speed(result.tokens, result.plain_seconds),
-        "1.00",
-    )
-    efficiency = result.counts.block_efficiency or 0.0
-    table.add_row(
-        "with draft", f"{result.tokens:,}", f"{result.speculating_seconds:.1f}",
-        _speed(result.tokens, result.speculating_seconds), f"{efficiency:.2f}",
-    )  # fmt: skip
+    table.add_row("plain", f"{result.tokens:,}", *_times(result.plain_seconds, result.tokens), "1.00", "1.00")
+    for name, draft in result.drafts.items():
+        table.add_row(
+            _DRAFT_LABELS[name],
+            f"{result.tokens:,}",
+            *_times(draft.seconds, result.tokens),
+            f"{draft.counts.block_efficiency or 0:.2f}",
+            f"{result.plain_seconds / draft.seconds:.2f}",
+        )
     console.print(table)
-    same = (
-        f"all {result.prompts} answers identical, token for token"
-        if not result.differing
-        else f"{result.differing} of {result.prompts} answers differ"
-    )
-    speedup = result.plain_seconds / result.speculating_seconds
-    console.print(f"{speedup:.2f} times as fast; {same}; acceptance rate {result.counts.acceptance_rate or 0:.2f}\n")
-    text = Text()
-    for piece, drafted in result.pieces:
-        text.append(piece, style=DRAFT if drafted else TARGET)
+    answers = result.prompts * len(result.drafts)
+    if result.differing:
+        console.print(f"{result.differing} of {answers} answers with a draft differ from the plain ones.\n")
+    else:
+        console.print(f"All {answers} answers with a draft are the plain ones, token for token.\n")
+    parts: list[Text] = []
+    for name, draft in result.drafts.items():
+        parts.append(Text(f"{_DRAFT_LABELS[name]}:", style="dim"))
+        text = Text()
+        for piece, drafted in draft.pieces:
+            text.append(piece, style=DRAFT if drafted else TARGET)
+        parts.append(text)
     legend = Text.assemble("accepted ", ("draft tokens", DRAFT), ", the ", ("target's own", TARGET), ":\n")
     console.print(
         Panel(
-            Group(legend, text),
-            title="The same kind of answer, token by token",
+            Group(legend, *parts),
+            title="One answer, token by token",
             title_align="left",
             width=min(console.width, 110),
         )
     )
 
 
-def _speed(tokens: int, seconds: float) -> str:
-    return f"{tokens / seconds:.0f}"
+def _times(seconds: float, tokens: int) -> tuple[str, str]:
+    return f"{seconds:.1f}", f"{tokens / seconds:.0f}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from gkt_plugins.errors import require
 from gkt_plugins.evaluation.statistics import Estimate
 
-__all__ = ["FrontierPoint", "plot_frontier"]
+__all__ = ["FrontierPoint", "plot_curve", "plot_frontier"]
 
 TEACHER, STUDENT, GUIDED = "#b4532a", "#2f6f9f", "#3c8d4f"
 
@@ -62,6 +62,28 @@ def plot_frontier(points: Sequence[FrontierPoint], path: Path, *, title: str, co
     axes.set_ylim(0, 1.1)
     axes.set_xlabel(cost_label)
     axes.set_ylabel("share of exact answers")
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def plot_curve(points: Sequence[tuple[float, Estimate]], path: Path, *, title: str, x_label: str, y_label: str) -> None:
+    """Estimates over x, with their 95 % intervals as a band, written to ``path`` as PNG.
+
+    :raises MissingDependencyError: matplotlib is not installed.
+    """
+    require("matplotlib", extra="demo")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    x = [place for place, _ in points]
+    axes.fill_between(x, [e.low for _, e in points], [e.high for _, e in points], color=GUIDED, alpha=0.15, linewidth=0)
+    axes.plot(x, [e.value for _, e in points], "o-", color=GUIDED, markersize=4)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
     axes.set_title(title, fontsize=11, loc="left")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

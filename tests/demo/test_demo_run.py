@@ -8,7 +8,7 @@ from gkt_plugins.accounting.records import read_records
 from gkt_plugins.demo.guided import GUIDANCE_TOKENS, Way, run_ways
 from gkt_plugins.demo.problems import problems
 from gkt_plugins.demo.show import show_guidance, show_problem, show_speculation
-from gkt_plugins.demo.speculated import Comparison, compare
+from gkt_plugins.demo.speculated import DRAFTS, Comparison, compare
 
 HELD_OUT = list(problems(7_000, 6, split="test"))
 
@@ -55,10 +55,18 @@ def test_the_ledger_holds_every_call_of_the_demo_with_its_price(ways: list[Way],
 
 def test_speculation_writes_the_same_tokens_and_says_which_were_drafted(comparison: Comparison) -> None:
     assert (comparison.prompts, comparison.differing) == (1, 0)
-    assert comparison.counts.accepted > 0
-    assert any(drafted for _, drafted in comparison.pieces)
-    assert any(not drafted for _, drafted in comparison.pieces)
-    assert "".join(text for text, _ in comparison.pieces).startswith("Plan:")
+    for draft in comparison.drafts.values():
+        assert draft.counts.accepted > 0
+        assert any(drafted for _, drafted in draft.pieces)
+        assert any(not drafted for _, drafted in draft.pieces)
+        assert "".join(text for text, _ in draft.pieces).startswith("Plan:")
+
+
+def test_the_distilled_draft_gets_more_accepted_than_the_one_it_started_from(comparison: Comparison) -> None:
+    before, after = (comparison.drafts[name].counts.block_efficiency for name in DRAFTS)
+    assert before is not None
+    assert after is not None
+    assert after > before
 
 
 def test_the_tables_fit_eighty_columns(ways: list[Way], comparison: Comparison) -> None:
