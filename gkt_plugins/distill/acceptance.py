@@ -14,7 +14,8 @@ from typing import Any
 
 from gkt_plugins.contracts import Sampling, TraceEvent, Verifier
 from gkt_plugins.distill.acceptance_report import AcceptanceReport, Comparison, PromptAcceptance, compare
-from gkt_plugins.distill.overlap import SampleOverlaps, evaluation_mode
+from gkt_plugins.distill.overlap import SampleOverlaps
+from gkt_plugins.distill.rollouts import evaluating
 from gkt_plugins.distill.samples import PromptItem, Sample, fixed_key
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.evaluation.statistics import Estimate, ratio_estimate
@@ -83,7 +84,7 @@ def target_samples(
 
     :raises GktError: a prompt cannot be decoded.
     """
-    with evaluation_mode(target_model):
+    with evaluating(target_model):
         loop = DecodeLoop(TransformersModel(target_model), max_batch=max_batch)
         results = _decode(loop, prompts, temperature, max_new_tokens, seed, eos_ids)
     return [
@@ -132,7 +133,7 @@ def measure_acceptance(
     gammas = tuple(sorted(set(gammas)))
     results: dict[int, list[DecodeResult]] = {}
     blocks: list[TraceEvent] = []
-    with evaluation_mode(target_model), evaluation_mode(draft_model):
+    with evaluating(target_model), evaluating(draft_model):
         target, draft = TransformersModel(target_model), TransformersModel(draft_model)
         for gamma in gammas:
             loop = DecodeLoop(

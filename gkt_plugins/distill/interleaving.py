@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gkt_plugins.distill.rollouts import writing
+from gkt_plugins.distill.rollouts import evaluating
 from gkt_plugins.distill.samples import PromptItem, Sample
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.speculation.noise import DRAFT, SAMPLE, uniform
@@ -40,7 +40,7 @@ class Interleaved:
         if top_k < 1:
             raise ConfigError(f"top_k, from which the draft may choose, must be at least 1, got {top_k}")
         self._models = draft_model, target_model
-        with writing(draft_model), writing(target_model):
+        with evaluating(draft_model), evaluating(target_model):
             self._draft, self._target = TransformersModel(draft_model), TransformersModel(target_model)
         self._vocab_size = min(self._draft.vocab_size, self._target.vocab_size)
         self._eos_ids = frozenset(eos_ids)
@@ -52,7 +52,7 @@ class Interleaved:
     def samples(self, prompts: Sequence[PromptItem], *, seed: int) -> list[Sample]:
         """See :meth:`gkt_plugins.distill.policies.DataPolicy.samples`."""
         found: list[Sample] = []
-        with writing(self._models[0]), writing(self._models[1]):
+        with evaluating(self._models[0]), evaluating(self._models[1]):
             for first in range(0, len(prompts), self._max_batch):
                 part = [item.ids for item in prompts[first : first + self._max_batch]]
                 rows = np.arange(first, first + len(part), dtype=np.uint64)

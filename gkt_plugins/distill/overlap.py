@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from gkt_plugins.distill.rollouts import evaluating
 from gkt_plugins.speculation.vocabulary import check_vocabularies
 
 if TYPE_CHECKING:
     from gkt_plugins.distill.samples import Sample
 
-__all__ = ["SampleOverlaps", "evaluation_mode"]
+__all__ = ["SampleOverlaps"]
 
 _LOGITS = 2**25
 """Logits of one model at once, in numbers."""
@@ -46,7 +46,7 @@ class SampleOverlaps:
         """
         check_vocabularies(self._vocabulary, _vocabulary(draft_model))
         overlaps: list[Tensor] = [torch.zeros(0)] * len(self._samples)
-        with torch.no_grad(), evaluation_mode(self._target), evaluation_mode(draft_model):
+        with evaluating(self._target), evaluating(draft_model):
             for number, group in enumerate(self._groups):
                 batch = [self._samples[i] for i in group]
                 target = self._target_says(number, batch)
@@ -64,18 +64,6 @@ class SampleOverlaps:
             if self._keep:
                 self._kept[number] = known
         return known
-
-
-@contextmanager
-def evaluation_mode(model: Any) -> Iterator[None]:
-    """Dropout off, whatever part of ``model`` is training; afterwards as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _says(logits: Tensor, temperature: float) -> Tensor:

@@ -22,7 +22,7 @@ from gkt_plugins.speculation.packed_linear import packed_linears
 from gkt_plugins.speculation.sampling import sample
 from gkt_plugins.speculation.target import TransformersModel
 
-__all__ = ["Rollouts", "writing"]
+__all__ = ["Rollouts", "evaluating"]
 
 _LEAVE = 0.75
 """Finished rows leave the batch as soon as no more than this share of it is still being written."""
@@ -40,7 +40,7 @@ class Rollouts:
         """
         if max_new_tokens < 1 or max_batch < 1:
             raise ConfigError(f"rollouts need at least 1 new token and 1 row, got {max_new_tokens} and {max_batch}")
-        with writing(model):
+        with evaluating(model):
             checked = TransformersModel(model)
         self._model = model
         self._context = checked.context
@@ -69,7 +69,7 @@ class Rollouts:
         noise = self._noise(len(prompts), seed) if temperature else None
         answers: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # alike in length: little padding
-        with writing(self._model), packed_linears(self._model):
+        with evaluating(self._model), packed_linears(self._model):
             for first in range(0, len(order), self._max_batch):
                 rows = order[first : first + self._max_batch]
                 part = None if noise is None else noise[rows].to(self._model.device)
@@ -144,7 +144,7 @@ class Rollouts:
 
 
 @contextmanager
-def writing(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """``model`` without dropout and without gradients; afterwards every part of it is in the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
