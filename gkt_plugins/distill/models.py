@@ -26,9 +26,14 @@ class Halves:
     def __init__(self, model: Any) -> None:
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._is_cut = _can_be_cut(self._model)
+        self._size = _vocab_size(self._model)
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """[B, L, hidden] of ``ids`` [B, L]. Rows are padded on the right, which a model that looks back never sees."""
+        """[B, L, hidden] of ``ids`` [B, L]. Rows are padded on the right, which a model that looks back never sees.
+
+        A token that only the other, padded model has becomes this one's last, as when decoding.
+        """
+        ids = ids.clamp(max=self._size - 1)
         if self._is_cut:
             states: Tensor = self._model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
             return states

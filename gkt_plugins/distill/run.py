@@ -11,22 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
-from gkt_plugins.distill.acceptance import held_out_acceptance, target_samples
+from gkt_plugins.distill.acceptance import HeldOut, target_samples
 from gkt_plugins.distill.checkpoints import Checkpoints, publish
 from gkt_plugins.distill.models import Halves, ModelPair, add_lora, load_draft, load_pair
 from gkt_plugins.distill.options import DistillOptions
 from gkt_plugins.distill.policies import DataPolicy, build_policy, load_scorer
 from gkt_plugins.distill.provenance import NAME, provenance
 from gkt_plugins.distill.samples import PromptItem, read_prompts
-from gkt_plugins.distill.stream import Part, SampleStream
+from gkt_plugins.distill.stream import SampleStream
+from gkt_plugins.distill.target_states import TargetStates
 from gkt_plugins.distill.trainer import DraftTrainer, DraftWithLoss, load_weights, training_arguments
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.evaluation.statistics import Estimate
-from gkt_plugins.speculation.packed_linear import packed_linears
 
 __all__ = ["DistillReport", "Progress", "distill", "tensorboard", "traffic_prompts"]
 
@@ -111,9 +109,7 @@ def distill(
         eos_ids=pair.eos_ids,
     )
 
-    def measure(draft: Any) -> Estimate:
-        return held_out_acceptance(pair.target, draft, samples, temperature=options.evaluation.temperature)
-
+    measure = HeldOut(pair.target, samples, temperature=options.evaluation.temperature).acceptance
     trainer = _trainer(options, pair, training, arguments, checkpoints, measure, observe, callbacks)
     latest = checkpoints.latest() if resume else None
     begun = time.perf_counter()
@@ -175,11 +171,6 @@ def _trainer(
         processes=arguments.world_size,
     )
 
-    def target_states(part: Part) -> Tensor:
-        with torch.inference_mode(), packed_linears(pair.target, rows="many"):
-            hidden = target.hidden(part.ids)
-        return hidden.flatten(0, 1)[part.picked]  # outside of inference mode: a tensor that autograd may keep
-
     trainer = DraftTrainer(
         DraftWithLoss(draft, target, reference, options.loss),
         arguments,
@@ -187,7 +178,7 @@ def _trainer(
         options,
         stream,
         checkpoints,
-        target_states=target_states,
+        target_states=TargetStates(pair.target, target, pair.pad_id).states,
         measure=measure,
         callbacks=callbacks,
     )

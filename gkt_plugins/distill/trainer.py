@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from gkt_plugins.distill.checkpoints import WRITE_ERRORS, Checkpoints
 from gkt_plugins.distill.divergences import chunked_divergence, divergence
@@ -291,7 +291,11 @@ class DraftTrainer(Trainer):
         self._stream.restore(state["stream"])
         self.tokens, self.skipped = state["tokens"], state["skipped"]
         self.acceptance = [(step, Estimate(*figures)) for step, figures in state["acceptance"]]
-        self.train(resume_from_checkpoint=str(checkpoint))
+        reached = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if reached.global_step < self.args.max_steps:
+            self.train(resume_from_checkpoint=str(checkpoint))
+        else:  # only the result was left to write
+            self.state = reached
 
     @property
     def _module(self) -> DraftWithLoss:
