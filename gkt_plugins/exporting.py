@@ -131,14 +131,15 @@ def fixed_gamma(request: ExportRequest, stack: str) -> tuple[int, tuple[str, ...
 
 
 def effective_section(request: ExportRequest) -> dict[str, Any]:
-    """``[speculation]`` as it has to be written for another folder: without keys that have no effect there."""
+    """``[speculation]`` as the folder has it: its own copy of the draft, and no key that has no effect."""
     section = request.speculation
     unused = {"rule", "epsilon", *type(section.rule_options).model_fields} - set(
         type(section.verifier_options).model_fields
     )
     if section.expected_acceptance is None:
         unused |= {"acceptance_band", "acceptance_window"}
-    return {key: value for key, value in as_written(section).items() if key not in unused and value is not None}
+    written = {key: value for key, value in as_written(section).items() if key not in unused and value is not None}
+    return written | ({"draft": DRAFT_FOLDER} if "draft" in written else {})
 
 
 # ------------------------------------------------------------------------------------------------------ what is written

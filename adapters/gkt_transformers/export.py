@@ -23,6 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gkt_plugins.config import as_written
 from gkt_plugins.contracts import Exported, ExportRequest
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.exporting import (
@@ -60,18 +61,18 @@ class TransformersExporter:
                 f"target folder {str(request.target)!r} has a custom_generate of its own, which would be lost; "
                 "remove it first, or use gkt_transformers.enable"
             )
-        written = effective_section(request)
-        draft = None
-        if "draft" in written:
-            draft = request.base_dir / written["draft"]
+        named = as_written(request.speculation).get("draft")
+        draft = request.base_dir / named if named is not None else None
+        if draft is not None:
             model_config(draft, "draft")
-            written["draft"] = DRAFT_FOLDER
         exported = Exported(request.output, _LOAD)
         with staged(request) as folder:
             copy_model(request.target, folder, leave_out=_OURS)
             if draft is not None:
                 copy_model(draft, folder / DRAFT_FOLDER, leave_out=_OURS)
-            (folder / "gkt.toml").write_text(_HEADER + _toml("speculation", written), encoding="utf-8")
+            (folder / "gkt.toml").write_text(
+                _HEADER + _toml("speculation", effective_section(request)), encoding="utf-8"
+            )
             _write_custom_generate(folder / "custom_generate")
             needs = f"gkt-plugins[transformers]>={version('gkt-plugins')}"
             describe(folder, request, exported, stack="transformers", needs=needs, readme=_README)

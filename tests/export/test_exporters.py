@@ -111,7 +111,9 @@ def test_the_folder_holds_both_models_and_explains_itself(models, tmp_path, to):
         assert (out / name / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
     assert not (out / "target" / ".cache").exists()
     described = json.loads((out / "gkt-export.json").read_text())
-    assert described["speculation"]["gamma"] == 3
+    assert described["speculation"] == {
+        "drafter": "model", "draft": "draft", "dtype": "auto", "gamma": 3, "verifier": "exact",
+    }  # fmt: skip
     assert described["files"]["draft/provenance.json"]["bytes"] == 2
     for name, file in described["files"].items():
         assert file["sha256"] == hashlib.sha256((out / name).read_bytes()).hexdigest()
