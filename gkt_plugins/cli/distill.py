@@ -102,8 +102,8 @@ def _show(report: DistillReport, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Draft in {report.output}")
-    for heading in ("", "step", "acceptance_tv"):
+    table = Table(title="On held-out prompts")
+    for heading in ("draft", "step", "acceptance_tv"):
         table.add_column(heading)
     table.add_row("before", "0", _interval(report.before))
     table.add_row("written", str(report.best_step), _interval(report.after))
@@ -113,3 +113,4 @@ def _show(report: DistillReport, *, as_json: bool) -> None:
     console.print(f"{report.steps} steps, {report.tokens} answer tokens, {rate:.0f} per second")
     if report.best_step == 0:
         console.print("No step was better than the draft was before: the draft is written as it was.")
+    typer.echo(f"wrote {report.output}")

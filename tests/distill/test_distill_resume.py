@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,7 +13,7 @@ from transformers import TrainerCallback
 
 from gkt_plugins.distill.checkpoints import Checkpoints
 from gkt_plugins.distill.run import distill
-from gkt_plugins.errors import ConfigError
+from gkt_plugins.errors import BackendError, ConfigError
 
 
 class StoppedError(Exception):
@@ -92,3 +96,55 @@ def test_old_checkpoints_make_room_but_the_best_stays(tmp_path):
         checkpoints.begin(step)
         checkpoints.complete(step, keep=[3])
     assert checkpoints.steps() == [3, 9]
+
+
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """Writing beyond ``size`` bytes fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class FillDisk(TrainerCallback):
+    """Leaves no room after a step."""
+
+    def __init__(self, step: int, size: int) -> None:
+        self._step, self._size = step, size
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self._step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self._size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+# the weights have 13 kB, the optimiser's state has twice as much: safetensors fails, or torch
+@pytest.mark.parametrize("room", [12_000, 20_000])
+def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(tiny_options, room):
+    whole = distill(tiny_options("whole"))
+    options = tiny_options("parts")
+    checkpoints = options.output_dir / "checkpoints"
+    with no_file_beyond(resource.RLIM_INFINITY), pytest.raises(BackendError) as caught:
+        distill(options, callbacks=[FillDisk(5, room)])
+    sentence = str(caught.value)
+    assert sentence.startswith("the checkpoint of step 6 could not be written (")
+    assert sentence.endswith(
+        f"free some space: {checkpoints / 'checkpoint-3'} is intact, continue from there with --resume"
+    )
+    assert "\n" not in sentence
+    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-3"]
+    assert distill(options, resume=True).losses == whole.losses
+
+
+def test_a_result_that_cannot_be_written_can_be_written_later(tiny_options):
+    options = tiny_options(train={"save_steps": 7})
+    with no_file_beyond(resource.RLIM_INFINITY), pytest.raises(BackendError, match="finish the run with --resume"):
+        distill(options, callbacks=[FillDiskAtTheEnd()])
+    assert not (options.output_dir / "provenance.json").exists()
+    assert (distill(options, resume=True).output / "provenance.json").exists()
+
+
+class FillDiskAtTheEnd(TrainerCallback):
+    def on_train_end(self, args, state, control, **kwargs):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

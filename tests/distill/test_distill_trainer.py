@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_a_tenth():
     assert set(factors[5:151]) == {1.0}
     assert factors[225] == pytest.approx(0.55)
     assert factors[300] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(factors[150:], factors[151:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors))
 
 
 # ---------------------------------------------------------------------------------------------------------- the batches
