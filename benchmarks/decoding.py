@@ -7,9 +7,10 @@ and the fixed draft lengths that our loop may choose from); our loop with specul
 - ``vs_plain_bN``      time of transformers' ``generate`` / our loop speculating
 - ``vs_own_plain_bN``  time of our loop with speculation off / our loop speculating; same refilling
 - ``vs_assisted_b1``   time of ``assistant_model`` / our loop speculating
-- ``of_limit_bN``      tokens per second of our loop at a fixed draft length / the limit, which is the same block's
-                       tokens divided by bare forward calls of both models, timed outside our loop (with the same
-                       packed linear layers that our loop uses on a CPU; transformers' own sides run without them)
+- ``of_limit_bN``      tokens per second of our loop at a fixed draft length / the limit, which is the same tokens
+                       divided by bare forward calls of both models, block by block with the rows that were still
+                       under way, timed outside our loop (with the same packed linear layers that our loop uses on a
+                       CPU; transformers' own sides run without them)
 - ``loop_share``       share of our loop's time outside the models' forward calls, at batch 1
 - ``verify_ms_152k``   milliseconds to verify one sampled block: batch 8, gamma 5, vocabulary 152,064
 """
@@ -41,6 +42,7 @@ from gkt_plugins.speculation.draft_model import ModelDrafter
 from gkt_plugins.speculation.gamma import GammaController
 from gkt_plugins.speculation.loop import DecodeLoop
 from gkt_plugins.speculation.packed_linear import packed_linears
+from gkt_plugins.speculation.replay import active_rows
 from gkt_plugins.speculation.requests import DecodeRequest, DecodeResult
 from gkt_plugins.speculation.sampling import RowOptions
 from gkt_plugins.speculation.scores import BlockScores
@@ -130,21 +132,22 @@ class Bench:
             results = loop.run([self.request(i) for i in self.group(turn, batch)])
         return results, loop.timings.total, clock.seconds
 
-    def bare(self, *, batch: int, gamma: int, length: int) -> float:
-        """Seconds of one block's forward calls and nothing else: gamma of the draft, one of the target."""
-        seconds = 0.0
+    def bare(self, *, batch: int, gamma: int, length: int, repeats: int = 3) -> float:
+        """Seconds of one block's forward calls and nothing else: gamma of the draft, one of the target; the fastest."""
+        seconds = [0.0] * repeats
         with torch.inference_mode(), packed_linears(self.target):
             for model, widths in ((self.draft, [1] * gamma), (self.target, [gamma + 1])):
                 cache = DynamicCache(config=model.config)
                 past = torch.zeros(batch, length, dtype=torch.int64)
                 model(input_ids=past, past_key_values=cache, logits_to_keep=1)
-                for width in widths:
-                    ids = torch.zeros(batch, width, dtype=torch.int64)
-                    begun = perf_counter()
-                    model(input_ids=ids, past_key_values=cache)
-                    seconds += perf_counter() - begun
-                    cache.crop(-width)
-        return seconds
+                for repeat in range(repeats):
+                    for width in widths:
+                        ids = torch.zeros(batch, width, dtype=torch.int64)
+                        begun = perf_counter()
+                        model(input_ids=ids, past_key_values=cache)
+                        seconds[repeat] += perf_counter() - begun
+                        cache.crop(-width)
+        return min(seconds)
 
 
 def identical(bench: Bench) -> tuple[int, int]:
@@ -164,11 +167,11 @@ def limit(bench: Bench, batch: int, gamma: int, turns: int) -> tuple[list[float]
     shares, outside = [], []
     for turn in range(turns):
         results, seconds, forward = bench.fixed(turn, batch=batch, gamma=gamma)
-        blocks = max(result.counts.blocks for result in results)
+        rows = active_rows([result.counts.blocks for result in results])
         length = sum(len(r.request.token_ids) + len(r.token_ids) // 2 for r in results) // len(results)
-        bare = min(bench.bare(batch=batch, gamma=gamma, length=length) for _ in range(3))
+        bare = {size: bench.bare(batch=size, gamma=gamma, length=length) for size in set(rows)}
         prefill = bare_prefill(bench, results)
-        shares.append((bare * blocks + prefill) / seconds)
+        shares.append((sum(bare[size] for size in rows) + prefill) / seconds)
         outside.append(1 - forward / seconds)
     return shares, outside
 
