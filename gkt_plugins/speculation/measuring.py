@@ -1,7 +1,7 @@
 """Measures what the planner needs, with the decode loop itself, within a budget of seconds.
 
 First the prompts are answered with one gamma, and every block is observed: that gives acceptance per position of every
-answer. Then rows that stand in the middle of those answers are stepped through all batch sizes and gammas, again and
+answer. Then rows that stand within those answers are stepped through all batch sizes and gammas, again and
 again, so that costs are compared which were taken close together: the verify curve, the draft, prompts, and what the
 loop itself takes are all in them.
 """
@@ -32,7 +32,7 @@ _MAX_ANSWERS = 64
 """Prompts that are answered; of more, a sample."""
 _ANSWERING_SHARE = 0.5
 """Of the budget: the most that answering may take."""
-_MIN_ROUNDS, _MAX_ROUNDS = 4, 12
+_MIN_ROUNDS, _MAX_ROUNDS = 4, 20
 _ENDLESS = 2**20
 """Tokens that a timed row may write: its answer is not to end."""
 
@@ -121,9 +121,10 @@ class _Answer:
     tokens: list[int]
     trace: AnswerTrace
 
-    def half_way(self) -> list[int]:
-        """The row in the middle of its answer: contexts are then as long as they are on average."""
-        return self.prompt + self.tokens[: len(self.tokens) // 2]
+    def under_way(self) -> list[int]:
+        """The row with a quarter of its answer: with what it writes while steps are timed, contexts are then about as
+        long as they are on average."""
+        return self.prompt + self.tokens[: len(self.tokens) // 4]
 
 
 class _Recorder:
@@ -280,7 +281,7 @@ class _Chosen:
 
 
 class _Rounds:
-    """Timed steps at all batch sizes and gammas, rows standing in the middle of their answers."""
+    """Timed steps at all batch sizes and gammas, rows standing within their answers."""
 
     def __init__(
         self, bench: _Bench, answers: Sequence[_Answer], *, sizes: Sequence[int], gammas: Sequence[int], rng: Random
@@ -299,7 +300,7 @@ class _Rounds:
 
     def run(self, number: int) -> None:
         """One round: the batch grows through the sizes; at each, plain steps and every gamma."""
-        rows = [self._rng.choice(self._answers).half_way() for _ in range(self._sizes[-1])]
+        rows = [self._rng.choice(self._answers).under_way() for _ in range(self._sizes[-1])]
         identities: list[int] = []
         for size in self._sizes:
             self._enter(number, rows[len(identities) : size], identities)

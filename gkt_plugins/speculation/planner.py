@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from math import exp, hypot, log
+from math import exp, gcd, hypot, inf, log
 from typing import Any, Literal
 
 from gkt_plugins.evaluation.statistics import Estimate, ratio_estimate
 from gkt_plugins.speculation.formulas import block_efficiency
-from gkt_plugins.speculation.replay import AnswerTrace, Replay, decode_seconds, fill
+from gkt_plugins.speculation.replay import AnswerTrace, BlockCosts, Replay, decode_seconds, fill
 from gkt_plugins.speculation.step_costs import PrefillTime, StepCosts, StepTime
 
 __all__ = [
@@ -34,6 +34,8 @@ MIN_GAIN = 1.05
 """A smaller speed-up is not worth a recommendation: the prediction itself may be wrong by about as much."""
 _WAVES = 2
 """Rows of a simulated queue, in batches: enough to refill, few enough that the batch running empty still counts."""
+_QUEUES = 8
+"""Simulated queues at least, where there are so many answers: rows meet in several ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Cell:
     speedup: Estimate
     """Time of plain decoding / time of speculating, same queue; prefill and the batch running empty included."""
     break_even: float | None
-    """The acceptance rate that blocks need to pay for themselves; above 1 there is none, and it is None."""
+    """The acceptance rate at which both take the same time; None where not even 1 would do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +166,17 @@ class Plan:
         }
 
 
-def break_even_acceptance(relative_cost: float, gamma: int) -> float | None:
-    """The acceptance rate at which a block of ``relative_cost`` plain steps yields as many tokens as they would.
+def break_even_acceptance(tokens_per_call: float, gamma: int) -> float | None:
+    """The acceptance rate at which blocks of ``gamma`` drafts yield ``tokens_per_call``; None: not even 1 suffices.
 
-    The same chance is taken for every draft position, as in the closed forms. None: not even acceptance 1 suffices.
+    The same chance is taken for every draft position, as in the closed forms.
     """
-    if relative_cost > gamma + 1:
+    if tokens_per_call > gamma + 1:
         return None
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        if block_efficiency(middle, gamma) < relative_cost:
+        if block_efficiency(middle, gamma) < tokens_per_call:
             low = middle
         else:
             high = middle
@@ -196,24 +198,38 @@ def make_plan(measured: Measurement, *, batches: Sequence[int], gamma_max: int, 
         for trace, passed in zip(measured.traces, fill(measured.traces), strict=True)
         if passed
     ]
+    acceptance = tuple(_acceptance(answers, gamma) for gamma in range(1, gamma_max + 1))
     cells = []
     for batch in sorted(set(batches)):
         queue = rows or _WAVES * batch
         plain = _seconds(answers, queue, batch, 0, costs)
+        reading = sum(_seconds(answers, queue, batch, 1, _Reading(costs)))
         for gamma in range(1, gamma_max + 1):
             speculating = _seconds(answers, queue, batch, gamma, costs)
-            relative_cost = costs.block(batch, gamma, behind=False) / costs.block(batch, 0, behind=False)
             speedup = _widened(ratio_estimate(plain, speculating), *costs.relative_spread(batch, gamma))
-            cells.append(Cell(batch, gamma, speedup, break_even_acceptance(relative_cost, gamma)))
-    acceptance = tuple(_acceptance(answers, gamma) for gamma in range(1, gamma_max + 1))
+            decoding = sum(plain) - reading  # what is left for blocks, if both are to take the same time
+            rate = acceptance[gamma - 1].acceptance_rate.value
+            needed = block_efficiency(rate, gamma) * (sum(speculating) - reading) / decoding if decoding > 0 else inf
+            cells.append(Cell(batch, gamma, speedup, break_even_acceptance(needed, gamma)))
     unfinished = sum(not trace.finished for trace in measured.traces)
     return Plan(tuple(cells), acceptance, costs, len(answers), unfinished)
+
+
+class _Reading:
+    """Costs of prompts alone."""
+
+    def __init__(self, costs: BlockCosts) -> None:
+        self.prefill = costs.prefill
+        self.draft_prefill = costs.draft_prefill
+
+    def block(self, batch: int, gamma: int, *, behind: bool) -> float:
+        return 0.0
 
 
 class _Remembered:
     """Step costs, each looked up once: a simulation asks for the same few over and over."""
 
-    def __init__(self, costs: StepCosts) -> None:
+    def __init__(self, costs: BlockCosts) -> None:
         self._block = lru_cache(maxsize=None)(costs.block)
         self.prefill = costs.prefill
         self.draft_prefill = costs.draft_prefill
@@ -222,11 +238,13 @@ class _Remembered:
         return self._block(batch, gamma, behind=behind)
 
 
-def _seconds(answers: Sequence[Replay], queue: int, batch: int, gamma: int, costs: StepCosts) -> list[float]:
-    """Per answer, its share of the time of queues that begin at each answer in turn, so that all are met alike."""
+def _seconds(answers: Sequence[Replay], queue: int, batch: int, gamma: int, costs: BlockCosts) -> list[float]:
+    """Per answer, its share of the time of queues that begin at different answers and meet all equally often."""
     total = [0.0] * len(answers)
     remembered = _Remembered(costs)
-    for first in range(len(answers)):
+    common = gcd(len(answers), queue)  # queues that begin so far apart, or a divisor of it, meet all equally often
+    stride = max(n for n in range(1, common + 1) if common % n == 0 and (n == 1 or len(answers) // n >= _QUEUES))
+    for first in range(0, len(answers), stride):
         places = [(first + i) % len(answers) for i in range(queue)]
         shares = decode_seconds([answers[place] for place in places], batch=batch, gamma=gamma, costs=remembered)
         for place, share in zip(places, shares, strict=True):
