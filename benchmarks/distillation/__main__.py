@@ -1,9 +1,9 @@
 """What distillation of a draft is worth: every figure with its interval, its baseline and what it was measured on.
 
-The parts are the modules of this package: cells, wallclock, transfer, target_first, versus_trl, leniency, and planning, which
-is a benchmark of its own. Each writes its figures to ``--results``; the object at the end holds those of all parts
-that are there, also from earlier runs, each with its own date and setup. ``--quick`` trains one cell, sets 60 seconds
-of TRL against 60 seconds of ours, and evaluates the packaged drafts.
+The parts are the modules of this package: cells, wallclock, transfer, target_first, versus_trl, leniency, and planning,
+which is a benchmark of its own. Each writes its figures to ``--results``; the object at the end holds those of all
+parts that are there, also from earlier runs, each with its own date and setup. ``--quick`` trains one cell, sets 60
+seconds of TRL against 60 seconds of ours, and evaluates the packaged drafts.
 """
 
 from __future__ import annotations

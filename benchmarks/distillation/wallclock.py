@@ -89,7 +89,7 @@ def run(setting: Setting) -> Report:
         for number, item in enumerate(prompts):
             names = list(sides)[number % 3 :] + list(sides)[: number % 3]
             for name in names:
-                if name != "plain" or number < len(prompts) // 4:
+                if name != "plain" or number < max(2, len(prompts) // 4):
                     seconds, result = sides[name].answer(item, temperature=temperature, seed=number, limit=limit)
                     per_token[name].append(seconds / len(result.token_ids))
         key = f"t{temperature:.0f}"
