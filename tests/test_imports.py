@@ -53,6 +53,7 @@ HELP = (
     ["ledger", "--help"],
     ["ledger", "report", "--help"],
     ["export", "--help"],
+    ["plan", "--help"],
     ["distill", "--help"],
     ["acceptance", "--help"],
     ["demo", "--help"],
