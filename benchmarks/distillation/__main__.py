@@ -15,11 +15,9 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
-
 from benchmarks._report import Report, arguments
 from benchmarks.distillation import cells, leniency, planning, target_first, transfer, versus_trl, wallclock
-from benchmarks.distillation._setting import Setting, load_part, save_part
+from benchmarks.distillation._setting import Setting, load_part, quiet, save_part
 
 PARTS: Mapping[str, Callable[[Setting], Report]] = {
     "cells": cells.run,
@@ -35,14 +33,14 @@ QUICK = ("cells", "wallclock", "versus_trl")
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(__doc__ or "", argv, more=_more)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    quiet()
     names = options.only or (QUICK if options.quick else tuple(PARTS))
     merged = Report("distillation", options.quick)
+    results = options.results / "quick" if options.quick else options.results  # what is quick replaces nothing
     with tempfile.TemporaryDirectory() as work:
         setting = Setting(
             quick=options.quick,
-            results=options.results,
+            results=results,
             work=Path(work),
             threads=options.threads,
             workers=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -56,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             report.name = name
             save_part(report, setting.results)
     for name in PARTS:
-        part = load_part(name, options.results)
-        if part is None or part.quick > options.quick:
+        part = load_part(name, results)
+        if part is None:
             continue
         merged.figures.update(part.figures)
         merged.intervals.update(part.intervals)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from benchmarks._report import Report
 from gkt_plugins.demo.models import model_dir
@@ -25,8 +25,8 @@ from gkt_plugins.distill.samples import PromptItem, Sample
 
 __all__ = [
     "GAMMA", "MAX_NEW_TOKENS", "RECIPE", "TEMPERATURES", "Exam", "Seeds", "Setting", "cap", "eos_of", "held_out",
-    "in_parallel", "last_weights", "load", "load_part", "markdown", "prompt_items", "put_gains", "right", "save_part",
-    "train", "training_prompts",
+    "in_parallel", "last_weights", "load", "load_part", "markdown", "prompt_items", "put_gains", "quiet", "right",
+    "save_part", "train", "training_prompts",
 ]  # fmt: skip
 
 GAMMA = 7
@@ -218,14 +218,19 @@ def last_weights(output: Path) -> Path:
 def in_parallel(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> list[Result]:
     """``function`` of every job, in order; each in one of ``workers`` fresh processes of one thread."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _one_thread) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _start) as pool:
         return list(pool.map(function, jobs))
 
 
-def _one_thread() -> None:
+def _start() -> None:
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    quiet()
+
+
+def quiet() -> None:
+    """Nothing of transformers between our own lines."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def save_part(report: Report, results: Path) -> None:
