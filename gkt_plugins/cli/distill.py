@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gkt_plugins.distill.run import DistillReport
-    from gkt_plugins.distill.run import Progress as Told
+    from gkt_plugins.distill.report import DistillReport
+    from gkt_plugins.distill.report import Progress as Told
     from gkt_plugins.evaluation.statistics import Estimate
 
 __all__ = ["register"]
@@ -47,7 +47,7 @@ def distill(
 
     from gkt_plugins.distill.options import load_options
     from gkt_plugins.distill.run import distill as run
-    from gkt_plugins.distill.run import tensorboard
+    from gkt_plugins.distill.watching import tensorboard
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     options = load_options(config, overrides or [])
@@ -103,10 +103,10 @@ def _show(report: DistillReport, *, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(title="On held-out prompts")
-    for heading in ("draft", "step", "acceptance_tv"):
+    for heading in ("draft", "step", "acceptance_tv", f"block_efficiency, gamma {report.gamma}"):
         table.add_column(heading)
-    table.add_row("before", "0", _interval(report.before))
-    table.add_row("written", str(report.best_step), _interval(report.after))
+    table.add_row("before", "0", _interval(report.before), _interval(report.efficiency_before))
+    table.add_row("written", str(report.best_step), _interval(report.after), _interval(report.efficiency_after))
     console = Console()
     console.print(table)
     rate = report.tokens / report.seconds if report.seconds else 0.0

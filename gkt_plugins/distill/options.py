@@ -146,6 +146,7 @@ class TrainSection(Section):
     save_steps: PositiveInt = 200
     """Steps between checkpoints; a better draft than any before is kept as well."""
     lora: LoraSection | None = None
+    """Additions to train instead of all weights; see below."""
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainSection:

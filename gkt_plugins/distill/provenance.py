@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gkt_plugins.distill.options import DistillOptions
+from gkt_plugins.distill.report import DistillReport
 from gkt_plugins.distill.samples import PromptItem
-from gkt_plugins.evaluation.statistics import Estimate
 
 __all__ = ["NAME", "data_hash", "provenance", "weights_hash"]
 
@@ -32,10 +32,7 @@ def provenance(
     draft: str,
     training: Sequence[PromptItem],
     held_out: Sequence[PromptItem],
-    before: Estimate,
-    after: Estimate,
-    best_step: int,
-    tokens: int,
+    report: DistillReport,
     processes: int,
 ) -> dict[str, Any]:
     """All that says how the weights beside it were made, as JSON would have it.
@@ -55,14 +52,19 @@ def provenance(
             "held_out_prompts": len(held_out),
             "held_out_sha256": data_hash(held_out),
         },
-        "best_step": best_step,
-        "tokens": tokens,
+        "best_step": report.best_step,
+        "tokens": report.tokens,
         "processes": processes,
         "acceptance": {
             "kind": "acceptance_tv on held-out answers of the target",
             "temperature": options.evaluation.temperature,
-            "before": asdict(before),
-            "after": asdict(after),
+            "before": asdict(report.before),
+            "after": asdict(report.after),
+        },
+        "block_efficiency": {
+            "gamma": report.gamma,
+            "before": asdict(report.efficiency_before),
+            "after": asdict(report.efficiency_after),
         },
     }
 

@@ -3,72 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback, TrainingArguments
 
-from gkt_plugins.distill.acceptance import HeldOut, target_samples
+from gkt_plugins.distill.acceptance import HeldOut, measure_acceptance, target_samples
 from gkt_plugins.distill.checkpoints import Checkpoints, publish
+from gkt_plugins.distill.loss import DraftWithLoss
 from gkt_plugins.distill.models import Halves, ModelPair, add_lora, load_draft, load_pair
 from gkt_plugins.distill.options import DistillOptions
 from gkt_plugins.distill.policies import DataPolicy, build_policy, load_scorer
 from gkt_plugins.distill.provenance import NAME, provenance
+from gkt_plugins.distill.report import DistillReport, Progress
 from gkt_plugins.distill.samples import PromptItem, read_prompts
 from gkt_plugins.distill.stream import SampleStream
 from gkt_plugins.distill.target_states import TargetStates
-from gkt_plugins.distill.trainer import DraftTrainer, DraftWithLoss, load_weights, training_arguments
+from gkt_plugins.distill.trainer import DraftTrainer, load_weights, training_arguments
+from gkt_plugins.distill.watching import Observer
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.evaluation.statistics import Estimate
 
-__all__ = ["DistillReport", "Progress", "distill", "tensorboard", "traffic_prompts"]
+__all__ = ["DistillReport", "Progress", "distill", "traffic_prompts"]
 
 _ROLLOUT_ROWS = 256
 """Answers that are written side by side, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is."""
-
-    step: int
-    steps: int
-    loss: float | None
-    """Mean of the steps since the last report, in the divergence's unit."""
-    acceptance: Estimate | None
-    """The last measurement on held-out prompts."""
-    tokens: int
-    """Answer tokens trained on so far, by all processes."""
-
-
-@dataclass(frozen=True, slots=True)
-class DistillReport:
-    """What came of it. Losses and measurements of a resumed run are those of all its parts."""
-
-    output: Path
-    """The draft, as ``from_pretrained`` takes it."""
-    steps: int
-    best_step: int
-    """Whose weights were written; 0 where no step was better than the draft was to begin with."""
-    before: Estimate
-    """``acceptance_tv`` on held-out prompts at the serving temperature, before the first step."""
-    after: Estimate
-    """Of the weights that were written."""
-    losses: tuple[tuple[int, float], ...]
-    """Step and mean loss since the last one."""
-    acceptance: tuple[tuple[int, Estimate], ...]
-    """Step and measurement."""
-    tokens: int
-    """Answer tokens trained on, by all processes, each counted once."""
-    seconds: float
-    """Inside training, measurements and checkpoints included; of the last part of a resumed run."""
-    skipped: int
-    """Batches without a token to train on."""
 
 
 def distill(
@@ -119,7 +81,21 @@ def distill(
     else:
         trainer.resume(latest)
     seconds = time.perf_counter() - begun
-    draft, report = _best(options, pair, trainer, checkpoints, measure, seconds)
+
+    def efficiency(draft: Any) -> Estimate:
+        return measure_acceptance(
+            pair.target,
+            draft,
+            measured,
+            temperature=options.evaluation.temperature,
+            gammas=[options.evaluation.gamma],
+            max_new_tokens=options.data.max_new_tokens,
+            seed=options.train.seed,
+            eos_ids=pair.eos_ids,
+            samples=samples,
+        ).block_efficiency(options.evaluation.gamma)
+
+    draft, report = _best(options, pair, trainer, checkpoints, measure, efficiency, seconds)
     if arguments.process_index == 0:
         record = provenance(
             options,
@@ -128,10 +104,7 @@ def distill(
             draft=pair.draft_source,
             training=training,
             held_out=measured,
-            before=report.before,
-            after=report.after,
-            best_step=report.best_step,
-            tokens=report.tokens,
+            report=report,
             processes=arguments.world_size,
         )
 
@@ -183,7 +156,7 @@ def _trainer(
         callbacks=callbacks,
     )
     if observe is not None and arguments.process_index == 0:
-        trainer.add_callback(_Observer(trainer, observe))
+        trainer.add_callback(Observer(trainer, observe))
     return trainer
 
 
@@ -273,6 +246,7 @@ def _best(
     trainer: DraftTrainer,
     checkpoints: Checkpoints,
     measure: Callable[[Any], Estimate],
+    efficiency: Callable[[Any], Estimate],
     seconds: float,
 ) -> tuple[Any, DistillReport]:
     """The draft with the weights of the best step, as it will be written, and what came of it."""
@@ -281,19 +255,25 @@ def _best(
     if best.value <= before.value:
         best_step = 0
     draft, _ = load_draft(pair.draft_source, trust_remote_code=options.models.trust_remote_code)
+    draft.to(pair.draft_dtype).to(trainer.args.device)
+    efficiency_before = efficiency(draft)
     if best_step:
+        draft.float()
         if options.train.lora is not None:
             draft = add_lora(draft, options.train.lora, options.train.seed)
         load_weights(draft, checkpoints.path(best_step))
         if options.train.lora is not None:
             draft = draft.merge_and_unload()
-    draft.to(pair.draft_dtype).to(trainer.args.device)
+        draft.to(pair.draft_dtype)
     report = DistillReport(
         output=options.output_dir,
         steps=trainer.state.global_step,
         best_step=best_step,
         before=before,
         after=measure(draft),
+        gamma=options.evaluation.gamma,
+        efficiency_before=efficiency_before,
+        efficiency_after=efficiency(draft) if best_step else efficiency_before,
         losses=tuple((int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
         acceptance=tuple(trainer.acceptance),
         tokens=trainer.tokens,
@@ -301,15 +281,6 @@ def _best(
         skipped=trainer.skipped,
     )
     return draft, report
-
-
-def tensorboard(options: DistillOptions) -> TrainerCallback:
-    """Curves of loss, learning rate and acceptance under ``OUTPUT/runs``, written by the first process."""
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    first = int(os.environ.get("RANK", "0")) == 0
-    return TensorBoardCallback(SummaryWriter(str(options.output_dir / "runs")) if first else None)  # type: ignore[no-untyped-call]
 
 
 def traffic_prompts(path: Path) -> list[PromptItem]:
@@ -320,31 +291,3 @@ def traffic_prompts(path: Path) -> list[PromptItem]:
     from gkt_plugins.distill.traffic import read_traffic
 
     return [PromptItem(sample.prompt, "", sample.answer) for sample in read_traffic(path)]
-
-
-class _Observer(TrainerCallback):
-    """Tells somebody outside how far it is."""
-
-    def __init__(self, trainer: DraftTrainer, observe: Callable[[Progress], None]) -> None:
-        self._trainer = trainer
-        self._observe = observe
-        self._loss: float | None = None
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self._loss = (logs or {}).get("loss", self._loss)
-        self._tell(state)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._tell(state)
-
-    def _tell(self, state: Any) -> None:
-        measured = self._trainer.acceptance
-        self._observe(
-            Progress(
-                state.global_step,
-                state.max_steps,
-                self._loss,
-                measured[-1][1] if measured else None,
-                self._trainer.tokens,
-            )
-        )

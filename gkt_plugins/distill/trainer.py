@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from gkt_plugins.distill.checkpoints import WRITE_ERRORS, Checkpoints
-from gkt_plugins.distill.divergences import chunked_divergence, divergence
-from gkt_plugins.distill.models import Halves, ModelPair
-from gkt_plugins.distill.options import DistillOptions, LossSection
-from gkt_plugins.distill.selection import select_tokens
+from gkt_plugins.distill.loss import DraftWithLoss
+from gkt_plugins.distill.models import ModelPair
+from gkt_plugins.distill.options import DistillOptions
 from gkt_plugins.distill.stream import Part, SampleStream, parts_of
 from gkt_plugins.errors import BackendError, GktError
 from gkt_plugins.evaluation.statistics import Estimate
 
-__all__ = ["DraftTrainer", "DraftWithLoss", "learning_rate_factor", "load_weights", "training_arguments"]
+__all__ = ["DraftTrainer", "learning_rate_factor", "load_weights", "training_arguments"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,64 +32,6 @@ _EMPTY_STEPS = 20
 """So many steps in a row with nothing to train on are no accident."""
 _CURVE_POINTS = 2000
 """Losses that are kept of a run, about."""
-
-
-class DraftWithLoss(nn.Module):
-    """The draft with the loss inside its forward call, so that DDP, FSDP and autocast see one ordinary module."""
-
-    def __init__(self, draft: Any, target: Halves, reference: Halves | None, loss: LossSection) -> None:
-        super().__init__()
-        self.draft = draft
-        self._halves = Halves(draft)
-        self._target = target
-        self._reference = reference
-        self._loss = loss
-        self._no_split_modules = getattr(draft, "_no_split_modules", None)  # where FSDP may cut
-
-    def forward(self, parts: Sequence[Part], target_states: Sequence[Tensor]) -> Tensor:
-        """The sum of the loss over all picked positions, which the caller divides.
-
-        ``target_states``: of each part, [n, hidden] of the target at the picked positions.
-        """
-        total = torch.zeros((), device=target_states[0].device)
-        for part, states in zip(parts, target_states, strict=True):
-            hidden = self._halves.hidden(part.ids).flatten(0, 1)[part.picked]
-            weights = self._weights(part, states, hidden) if self._reference is not None else None
-            total = total + chunked_divergence(
-                self._loss.divergence,
-                states,
-                self._target_head,
-                hidden,
-                self._halves.head,
-                weights=weights,
-                beta=self._loss.beta,
-                temperature=self._loss.temperature,
-                chunk_tokens=self._loss.chunk_tokens,
-            )
-        return total
-
-    def _target_head(self, states: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
-            return self._target.head(states)
-
-    @torch.no_grad()
-    def _weights(self, part: Part, states: Tensor, hidden: Tensor) -> Tensor:
-        """AdaSPEC: [n] 1 / share for the tokens that are worth training, 0 for the others."""
-        assert self._reference is not None
-        known = self._reference.hidden(part.ids).flatten(0, 1)[part.picked]
-        losses = [
-            torch.cat(
-                [
-                    divergence("forward_kl", self._target_head(p), head(q))
-                    for p, q in zip(
-                        states.split(self._loss.chunk_tokens), rows.split(self._loss.chunk_tokens), strict=True
-                    )
-                ]
-            )
-            for rows, head in ((hidden, self._halves.head), (known, self._reference.head))
-        ]
-        chosen = select_tokens(losses[0], losses[1], self._loss.keep)
-        return chosen.float() * (len(chosen) / chosen.sum())
 
 
 class DraftTrainer(Trainer):
@@ -190,7 +131,7 @@ class DraftTrainer(Trainer):
         if self.lr_scheduler is None:
             train = self._options.train
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer,
+                optimizer or self.optimizer,  # type: ignore[arg-type]  # made before this is called
                 lambda step: learning_rate_factor(step, train.steps, train.warmup_steps, train.constant_until),
             )
             self._created_lr_scheduler = True
@@ -233,10 +174,10 @@ class DraftTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step
         folder = self._checkpoints.folder / f".unfinished-{step}"
-        self._together(lambda: self.args.should_save and self._checkpoints.begin(step))
+        self._together(lambda: self._checkpoints.begin(step), first_only=True)
         self._together(lambda: self._write_checkpoint(folder))
         keep = [self.state.best_global_step] if self.state.best_global_step else []
-        self._together(lambda: self.args.should_save and self._checkpoints.complete(step, keep=keep))
+        self._together(lambda: self._checkpoints.complete(step, keep=keep), first_only=True)
 
     def _write_checkpoint(self, folder: Path) -> None:
         self.save_model(str(folder), _internal_call=True)
@@ -251,11 +192,12 @@ class DraftTrainer(Trainer):
         }
         (folder / _state_name(self.args.process_index)).write_text(json.dumps(state))
 
-    def _together(self, write: Callable[[], object]) -> None:
-        """Let every process write; where one of them cannot, all end with the same sentence."""
+    def _together(self, write: Callable[[], object], *, first_only: bool = False) -> None:
+        """Let every process write, or the first; where one of them cannot, all end with the same sentence."""
         failure = ""
         try:
-            write()
+            if self.args.should_save or not first_only:
+                write()
         except WRITE_ERRORS as exc:
             failure = str(exc) or type(exc).__name__
         failures = gather_object([failure]) if self.args.world_size > 1 else [failure]

@@ -103,7 +103,7 @@ def record_traffic(path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("train.lerning_rate=1", "train.lerning_rate is not a known key (override 'train.lerning_rate=1'); did you mean "),
+        ("train.lerning_rate=1", "train.lerning_rate is not a known key (override 'train.lerning_rate=1'); "),
         ("train.steps=0", "train.steps must be greater than 0, got 0 (override 'train.steps=0')"),
         ("data.policy=drafted", "data.policy must be 'ground_truth', 'target', 'draft', "),
         ("data.lambda=2", "data.lambda must be at most 1, got 2 (override 'data.lambda=2')"),
