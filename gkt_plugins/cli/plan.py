@@ -160,7 +160,7 @@ def _show(result: Plan, measured: Measurement) -> None:
     cut = f", {result.unfinished} of them cut off by the budget" if result.unfinished else ""
     console.print(
         f"{result.answers} answers{cut}, measured in {measured.seconds:.0f} s. Intervals are 95 %; break-even is the "
-        "acceptance rate at which blocks cost as much as they bring.\n",
+        "acceptance rate at which both take the same time.\n",
         style="dim",
     )
     style = "bold green" if result.decision == "enable" else "bold red"
