@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     draft = draft_model()
     max_new_tokens = 32 if quick else 128
     rows = {1: 1, 4: 6, 8: 10} if quick else {1: 2, 4: 8, 8: 12}
-    budget_s = {"expensive": 35.0, "others": 8.0} if quick else {"expensive": 100.0, "others": 20.0}
+    budget_s = {"expensive": 45.0, "others": 25.0} if quick else {"expensive": 100.0, "others": 40.0}
     report.setup.update(
         describe(large, "teacher"), max_new_tokens=max_new_tokens, rows_per_turn=rows, turns=TURNS,
         budget_s=budget_s, verifier="exact, temperature 0",
