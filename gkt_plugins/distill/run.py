@@ -228,7 +228,7 @@ def _prepare_output(options: DistillOptions, checkpoints: Checkpoints, resume: b
         raise ConfigError(
             f"{options.output_dir} has a run already; continue it with --resume, or choose another output"
         )
-    if first:
+    if first and not (resume and record.exists()):
         options.output_dir.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(written, indent=2) + "\n")
 

@@ -322,3 +322,13 @@ def test_without_prompts_it_says_where_they_belong(tiny_options):
 def test_too_few_prompts_say_how_many_are_needed(tiny_options):
     with pytest.raises(ConfigError, match="0 prompts to train on and 1 to measure on, and at least 1 and 2 are needed"):
         distill(tiny_options(), prompts=[PromptItem((2, 3), "")])
+
+
+def test_bfloat16_computes_about_the_same_and_trains_float32_weights(tiny_options):
+    whole = distill(tiny_options("whole", data={"policy": "ground_truth"}))
+    half = distill(tiny_options("half", data={"policy": "ground_truth"}, train={"precision": "bfloat16"}))
+    # bfloat16 keeps 8 bits: a logit of some units is off by some hundredths
+    assert [loss for _, loss in half.losses] == pytest.approx([loss for _, loss in whole.losses], rel=0.05)
+    assert half.losses != whole.losses
+    kept = weights(half.output / "checkpoints" / "checkpoint-7")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
