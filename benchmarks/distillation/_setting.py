@@ -34,13 +34,13 @@ MAX_NEW_TOKENS = 256
 TEMPERATURES = (0.0, 1.0)
 
 RECIPE: dict[str, dict[str, Any]] = {
-    "data": {"policy": "draft", "max_new_tokens": MAX_NEW_TOKENS},
-    "loss": {"divergence": "tv"},
-    "train": {"batch_size": 16, "learning_rate": 3e-3, "optimizer": "adamw", "warmup_steps": 5, "save_steps": 100_000},
+    "data": {"policy": "mixture", "lambda": 0.5, "rest": "target", "max_new_tokens": MAX_NEW_TOKENS},
+    "loss": {"divergence": "forward_kl"},
+    "train": {"batch_size": 16, "learning_rate": 2e-3, "optimizer": "adamw", "warmup_steps": 5, "save_steps": 100_000},
     "evaluation": {"every": 100_000, "prompts": 16, "temperature": 1.0},
 }
-"""What every distillation here is told, unless a part says otherwise. The loss is chosen for what it promises, before
-anything was measured: 1 − total variation is the acceptance."""
+"""What every distillation here is told, unless a part says otherwise: as the packaged draft was made, with fewer
+steps. Half of the answers are the target's: a draft alone never writes what it finds impossible, and cannot learn it."""
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -12,8 +12,8 @@ not as the target: it is what a user's own data set looks like to a target that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -42,11 +42,9 @@ from gkt_plugins.distill.policies import POLICIES
 __all__ = ["run"]
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "tv")
-STEPS, QUICK_STEPS = 100, 100
+STEPS = 80
 SWEPT = 2
 """Cells that are trained once more with the loss at temperature 0: those of most gain there."""
-
-Reports = Mapping[float, AcceptanceReport]
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A candidate, measured on the validation prompts."""
+class Candidate:
+    """A draft that is there already, or what a cell is to make."""
 
     name: str
     draft: Path
-    reports: Reports
+    """Where it is; of a cell, the folder to write."""
     cell: Cell | None = None
+    reports: Mapping[float, AcceptanceReport] = field(default_factory=dict)
+    """Temperature → what was measured on the validation prompts."""
     seconds: float = 0.0
     tokens: int = 0
 
@@ -77,32 +77,28 @@ class Trained:
 def run(setting: Setting) -> Report:
     """Train all cells, choose, and measure what was chosen."""
     report = Report("cells", setting.quick)
-    steps = QUICK_STEPS if setting.quick else STEPS
-    validation = Exam.write(setting.target, held_out(Seeds.VALIDATION, 48 if setting.quick else 96, setting.target))
-    cells = [Cell("tv", "draft")] if setting.quick else [Cell(d, p) for d in DIVERGENCES for p in POLICIES]
-    packaged = [Trained("undistilled", setting.draft, {})]
+    validation = Exam.write(setting.target, held_out(Seeds.VALIDATION, 32 if setting.quick else 64, setting.target))
+
+    def measured(candidates: Iterable[Candidate]) -> list[Candidate]:
+        jobs = [(setting, validation, candidate) for candidate in candidates]
+        return in_parallel(_train_and_measure, jobs, setting.workers)
+
+    grid = [Cell("forward_kl", "mixture")] if setting.quick else [Cell(d, p) for d in DIVERGENCES for p in POLICIES]
+    packaged = [Candidate("undistilled", setting.draft)]
     if setting.distilled.exists():
-        packaged.append(Trained("packaged", setting.distilled, {}))
-    jobs = [(setting, validation, steps, candidate) for candidate in packaged]
-    jobs += [(setting, validation, steps, Trained(cell.name, setting.work / f"cell-{n}", {}, cell))
-             for n, cell in enumerate(cells)]  # fmt: skip
-    undistilled, *candidates = in_parallel(_train_and_measure, jobs, setting.workers)
+        packaged.append(Candidate("packaged", setting.distilled))
+    cells = (Candidate(cell.name, setting.work / f"cell-{n}", cell) for n, cell in enumerate(grid))
+    undistilled, *candidates = measured([*packaged, *cells])
     if not setting.quick:
-        cold = sorted((c for c in candidates if c.cell), key=lambda c: -_gain(undistilled, c, 0.0))[:SWEPT]
-        again = [
-            Trained(cell.name, setting.work / f"cold-{n}", {}, cell)
-            for n, found in enumerate(cold)
-            if found.cell
-            for cell in [replace(found.cell, loss_temperature=0.0)]
-        ]
-        jobs = [(setting, validation, steps, candidate) for candidate in again]
-        candidates += in_parallel(_train_and_measure, jobs, setting.workers)
+        best = sorted((c for c in candidates if c.cell), key=lambda c: -_gain(undistilled, c, 0.0))[:SWEPT]
+        colder = [replace(c.cell, loss_temperature=0.0) for c in best if c.cell]
+        candidates += measured(Candidate(cell.name, setting.work / f"cold-{n}", cell) for n, cell in enumerate(colder))
     rows = [_row(undistilled, candidate) for candidate in candidates]
     _choose_and_test(setting, report, undistilled, candidates)
-    for temperature, measured in undistilled.reports.items():
-        report.put_estimate(f"undistilled_acceptance_tv_t{temperature:.0f}", measured.acceptance_tv)
+    for temperature, found in undistilled.reports.items():
+        report.put_estimate(f"undistilled_acceptance_tv_t{temperature:.0f}", found.acceptance_tv)
     report.setup.update(
-        steps=steps, recipe=RECIPE, gamma=GAMMA, validation_prompts=len(validation.prompts), rows=rows,
+        steps=STEPS, recipe=RECIPE, gamma=GAMMA, validation_prompts=len(validation.prompts), rows=rows,
         undistilled=_figures(undistilled), start_draft=setting.draft.name,
     )  # fmt: skip
     if not setting.quick:
@@ -110,15 +106,13 @@ def run(setting: Setting) -> Report:
     return report
 
 
-def _train_and_measure(job: tuple[Setting, Exam, int, Trained]) -> Trained:
-    """In a process of its own. A candidate without a cell is a draft that is there already."""
-    setting, exam, steps, candidate = job
+def _train_and_measure(job: tuple[Setting, Exam, Candidate]) -> Candidate:
+    """In a process of its own."""
+    setting, exam, candidate = job
     if candidate.cell is None:
         return replace(candidate, reports=exam.measure(candidate.draft))
     cell = candidate.cell
     data: dict[str, Any] = {**RECIPE["data"], "policy": cell.policy}
-    if cell.policy == "mixture":
-        data |= {"lambda": 0.5, "rest": "target"}
     if cell.policy == "correct_only":
         data["scorer"] = "benchmarks.distillation._setting:right"
     begun = perf_counter()
@@ -126,13 +120,13 @@ def _train_and_measure(job: tuple[Setting, Exam, int, Trained]) -> Trained:
         candidate.draft,
         target=setting.target,
         draft=setting.draft,
-        prompts=training_prompts(steps * RECIPE["train"]["batch_size"], setting.target),
+        prompts=training_prompts(STEPS * RECIPE["train"]["batch_size"], setting.target),
         measured=held_out(Seeds.VALIDATION, 8, setting.target),
         recipe={
             **RECIPE,
             "data": data,
             "loss": {"divergence": cell.divergence, "temperature": cell.loss_temperature},
-            "train": {**RECIPE["train"], "steps": steps, "save_steps": steps},
+            "train": {**RECIPE["train"], "steps": STEPS, "save_steps": STEPS},
         },
     )
     draft = last_weights(candidate.draft)
@@ -140,10 +134,10 @@ def _train_and_measure(job: tuple[Setting, Exam, int, Trained]) -> Trained:
     return replace(candidate, draft=draft, reports=exam.measure(draft), seconds=seconds, tokens=report.tokens)
 
 
-def _choose_and_test(setting: Setting, report: Report, undistilled: Trained, candidates: list[Trained]) -> None:
+def _choose_and_test(setting: Setting, report: Report, undistilled: Candidate, candidates: Sequence[Candidate]) -> None:
     """The best candidate of each temperature, and the packaged draft, on prompts that nothing was chosen on."""
     best = {t: max(candidates, key=lambda c: _gain(undistilled, c, t)) for t in TEMPERATURES}
-    exam = Exam.write(setting.target, held_out(Seeds.TEST, 96 if setting.quick else 256, setting.target))
+    exam = Exam.write(setting.target, held_out(Seeds.TEST, 64 if setting.quick else 256, setting.target))
     chosen = list(dict.fromkeys([setting.draft, setting.distilled, *(best[t].draft for t in TEMPERATURES)]))
     found = [folder for folder in chosen if folder.exists()]
     tested = dict(zip(found, in_parallel(_measure, [(exam, folder) for folder in found], setting.workers), strict=True))
@@ -164,15 +158,15 @@ def _measure(job: tuple[Exam, Path]) -> dict[float, AcceptanceReport]:
     return exam.measure(draft)
 
 
-def _gain(undistilled: Trained, candidate: Trained, temperature: float) -> float:
+def _gain(undistilled: Candidate, candidate: Candidate, temperature: float) -> float:
     before, after = undistilled.reports[temperature], candidate.reports[temperature]
     return after.block_efficiency(GAMMA).value / before.block_efficiency(GAMMA).value
 
 
-def _figures(trained: Trained) -> dict[str, float]:
+def _figures(candidate: Candidate) -> dict[str, float]:
     return {
         f"{name}_t{temperature:.0f}": round(value, 4)
-        for temperature, report in trained.reports.items()
+        for temperature, report in candidate.reports.items()
         for name, value in (
             ("acceptance_tv", report.acceptance_tv.value),
             ("block_efficiency", report.block_efficiency(GAMMA).value),
@@ -180,7 +174,7 @@ def _figures(trained: Trained) -> dict[str, float]:
     }
 
 
-def _row(undistilled: Trained, candidate: Trained) -> dict[str, Any]:
+def _row(undistilled: Candidate, candidate: Candidate) -> dict[str, Any]:
     cell = candidate.cell
     row: dict[str, Any] = {
         "divergence": cell.divergence if cell else candidate.name,

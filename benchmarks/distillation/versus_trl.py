@@ -75,7 +75,7 @@ def run(setting: Setting) -> Report:
         if rate:
             report.put(f"{name}_tokens_per_s", sum(rate) / len(rate))
 
-    exam = Exam.write(setting.target, held_out(Seeds.TEST, 64 if setting.quick else 128, setting.target), (1.0,))
+    exam = Exam.write(setting.target, held_out(Seeds.TEST, 48 if setting.quick else 96, setting.target), (1.0,))
     drafts = [setting.draft]
     for folder in folders:
         drafts += [last_weights(folder / "ours"), folder / "theirs"]
