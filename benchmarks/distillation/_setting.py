@@ -40,7 +40,7 @@ RECIPE: dict[str, dict[str, Any]] = {
     "evaluation": {"every": 100_000, "prompts": 16, "temperature": 1.0},
 }
 """What every distillation here is told, unless a part says otherwise: as the packaged draft was made, with fewer
-steps. Half of the answers are the target's: a draft alone never writes what it finds impossible, and cannot learn it."""
+steps. Half of the answers are the target's: a draft alone never writes what it finds impossible, nor learns it."""
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -1,4 +1,4 @@
-"""TRL's ``GKDTrainer`` for a number of seconds. Run by the interpreter of ``.venv-trl``: nothing of ours is imported.
+"""One of TRL's trainers for a number of seconds. Run by the interpreter of ``.venv-trl``: nothing of ours is imported.
 
 It gets its best settings: no gradient checkpointing (it would turn the key-value cache of its rollouts off), no
 logging, no saving while it trains, and no evaluation. Generated tokens are counted where it makes them: the answer
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DistillationConfig, DistillationTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 
 class Clock(TrainerCallback):
-    """Stops the training when its time is over."""
+    """Stops the training when its time is over, and holds the count of sampled tokens."""
 
     def __init__(self, seconds: float) -> None:
         self.limit = seconds
@@ -36,7 +37,7 @@ class Clock(TrainerCallback):
             control.should_training_stop = True
 
 
-class CountingTrainer(GKDTrainer):  # type: ignore[misc]
+class CountingGKDTrainer(GKDTrainer):  # type: ignore[misc]
     """GKDTrainer, unchanged but for a count of the tokens that its draft samples."""
 
     sampled_tokens = 0
@@ -44,8 +45,19 @@ class CountingTrainer(GKDTrainer):  # type: ignore[misc]
     @staticmethod
     def generate_on_policy_outputs(model: Any, inputs: Any, generation_config: Any) -> Any:
         ids, attention, labels = GKDTrainer.generate_on_policy_outputs(model, inputs, generation_config)
-        CountingTrainer.sampled_tokens += int((labels != -100).sum())
+        CountingGKDTrainer.sampled_tokens += int((labels != -100).sum())
         return ids, attention, labels
+
+
+class CountingDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
+    """DistillationTrainer, likewise."""
+
+    sampled_tokens = 0
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        generated = super()._generate(prompts)
+        CountingDistillationTrainer.sampled_tokens += sum(len(ids) for ids in generated[1])
+        return generated
 
 
 def main() -> None:
@@ -55,39 +67,44 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(job["draft"])
     conversations = [json.loads(line) for line in Path(job["prompts"]).read_text().splitlines()]
     clock = Clock(job["seconds"])
-    trainer = CountingTrainer(
+    common = {
+        "output_dir": job["output"],
+        "beta": job["beta"],
+        "temperature": 1.0,
+        "per_device_train_batch_size": job["batch"],
+        "learning_rate": job["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "optim": "adamw_torch",
+        "max_grad_norm": 1.0,
+        "max_steps": 1_000_000,
+        "seed": job["seed"],
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    if job.get("trainer", "gkd") == "gkd":
+        kind: Any = CountingGKDTrainer
+        args = GKDConfig(lmbda=1.0, max_new_tokens=job["max_new_tokens"], max_length=job["max_length"], **common)
+        rows = [{"messages": conversation} for conversation in conversations]
+    else:
+        kind = CountingDistillationTrainer
+        args = DistillationConfig(max_completion_length=job["max_new_tokens"], **common)
+        rows = [{"prompt": conversation[:-1]} for conversation in conversations]
+    trainer = kind(
         model=AutoModelForCausalLM.from_pretrained(job["draft"], dtype=torch.float32),
         teacher_model=AutoModelForCausalLM.from_pretrained(job["target"], dtype=torch.float32),
-        args=GKDConfig(
-            output_dir=job["output"],
-            lmbda=1.0,
-            beta=job["beta"],
-            temperature=1.0,
-            max_new_tokens=job["max_new_tokens"],
-            max_length=job["max_length"],
-            per_device_train_batch_size=job["batch"],
-            learning_rate=job["learning_rate"],
-            lr_scheduler_type="constant",
-            optim="adamw_torch",
-            max_grad_norm=1.0,
-            max_steps=1_000_000,
-            seed=job["seed"],
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=Dataset.from_list([{"messages": conversation} for conversation in conversations]),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[clock],
     )
     trainer.train()
     trainer.save_model(job["output"])
-    steps = trainer.state.global_step
-    print(json.dumps({"seconds": clock.seconds, "steps": steps, "tokens": CountingTrainer.sampled_tokens}))
+    print(json.dumps({"seconds": clock.seconds, "steps": trainer.state.global_step, "tokens": kind.sampled_tokens}))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ optimiser step old; a second row lets them grow older. Both trainers get their b
 TRL has no gradient checkpointing, and neither saves, logs or measures while it trains.
 
 - ``vs_trl_tokens_per_s``           ours / TRL's; ``vs_trl_tokens_per_s_lag7`` with eight steps per sampling
+- ``vs_trl_distillation_trainer_…``   the same against TRL's newer ``DistillationTrainer``, one round
 - ``vs_trl_block_efficiency``       draft of ours / draft of TRL's after equal time: γ = 7, temperature 1
 """
 
@@ -51,17 +52,18 @@ def run(setting: Setting) -> Report:
     """Train in turns, then measure all drafts alike."""
     report = Report("versus_trl", setting.quick)
     rounds = 1 if setting.quick else 2
-    figures: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "ours_lag": []}
+    figures: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "ours_lag": [], "trl_distillation": []}
     folders = [setting.work / f"trl-{turn}" for turn in range(rounds)]
     for turn, folder in enumerate(folders):
         sides = {
             "ours": partial(_ours, setting, folder / "ours", turn, 2),
-            "trl": partial(_theirs, setting, folder, turn),
+            "trl": partial(_theirs, setting, folder, turn, "gkd"),
         }
         for name in list(sides)[:: -1 if turn % 2 else 1]:
             figures[name].append(sides[name]())
     if not setting.quick:
         figures["ours_lag"].append(_ours(setting, setting.work / "trl-lag", 0, LAG))
+        figures["trl_distillation"].append(_theirs(setting, setting.work / "trl-other", 0, "distillation"))
     rates = {name: [found["tokens"] / found["seconds"] for found in runs] for name, runs in figures.items()}
     ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates["trl"], strict=True)]
     if len(ratios) > 1:
@@ -71,6 +73,9 @@ def run(setting: Setting) -> Report:
     report.goal("vs_trl_tokens_per_s", ">=", 2.0)
     if rates["ours_lag"]:
         report.put(f"vs_trl_tokens_per_s_lag{LAG - 1}", rates["ours_lag"][0] * rounds / sum(rates["trl"]))
+    if rates["trl_distillation"]:
+        other = sum(rates["ours"]) / rounds / rates["trl_distillation"][0]
+        report.put("vs_trl_distillation_trainer_tokens_per_s", other)
     for name, rate in rates.items():
         if rate:
             report.put(f"{name}_tokens_per_s", sum(rate) / len(rate))
@@ -159,7 +164,7 @@ def _ours(setting: Setting, output: Path, seed: int, steps_per_rollout: int) -> 
     return {"seconds": round(clock.seconds, 2), "steps": report.steps, "tokens": report.tokens}
 
 
-def _theirs(setting: Setting, folder: Path, seed: int) -> dict[str, Any]:
+def _theirs(setting: Setting, folder: Path, seed: int, trainer: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "prompts.jsonl"
     with prompts.open("w") as file:
@@ -170,6 +175,7 @@ def _theirs(setting: Setting, folder: Path, seed: int) -> dict[str, Any]:
         "target": str(setting.target), "draft": str(setting.draft), "prompts": str(prompts),
         "output": str(folder / "theirs"), "seconds": SECONDS, "batch": BATCH, "learning_rate": LEARNING_RATE,
         "beta": BETA, "max_new_tokens": MAX_NEW_TOKENS, "max_length": 1024, "threads": setting.threads, "seed": seed,
+        "trainer": trainer,
     }  # fmt: skip
     done = subprocess.run(
         [str(setting.trl_python), "-P", str(Path(__file__).with_name("_trl_driver.py"))],
