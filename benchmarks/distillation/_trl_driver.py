@@ -86,7 +86,7 @@ def main() -> None:
         "report_to": "none",
         "disable_tqdm": True,
     }
-    if job.get("trainer", "gkd") == "gkd":
+    if job["trainer"] == "gkd":
         kind: Any = CountingGKDTrainer
         args = GKDConfig(lmbda=1.0, max_new_tokens=job["max_new_tokens"], max_length=job["max_length"], **common)
         rows = [{"messages": conversation} for conversation in conversations]
