@@ -52,7 +52,7 @@ __all__ = ["run"]
 LAYERS = (0, 3, 4)
 """Those three that agree most with the whole before any training."""
 SMALL = Size(hidden=512, intermediate=1408, layers=7)
-STEPS, BATCH, DRAFT_STEPS = 300, 24, 60
+STEPS, BATCH, DRAFT_STEPS = 600, 24, 60
 PLANS = 3
 """Of so many training answers, all but one are cut after their first line, the plan, where most is to be learnt."""
 TIMED, SCORED = 8, 300
