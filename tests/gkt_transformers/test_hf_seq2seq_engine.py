@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from gkt_plugins.config import load_config
 from gkt_plugins.contracts import BuildContext, Call, Completion, Prompt, Sampling
 from gkt_plugins.errors import ConfigError, EngineError
 from gkt_transformers.engine import TransformersEngine
@@ -156,9 +157,7 @@ async def test_a_closed_stream_frees_the_engine(engine_of):
 
 
 async def test_speculation_is_refused_with_what_to_do(tiny):
-    class Config:
-        speculation = object()
-
-    context = BuildContext(name="teacher", resources={"config": Config()})
+    config = load_config(text='[speculation]\ndrafter = "prompt_lookup"\n')
+    context = BuildContext(name="teacher", resources={"config": config})
     with pytest.raises(ConfigError, match=r"cannot speculate; set engines.teacher.speculation = false"):
         TransformersEngine.build(TransformersOptions(model=str(tiny.folder("t5"))), context)
