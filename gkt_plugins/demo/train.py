@@ -67,7 +67,7 @@ class ModelSpec:
 
 SPECS: dict[str, ModelSpec] = {
     "teacher": ModelSpec(QWEN2, 160, 5, 448, 4000, 4096, plan_only=0.4, role_weight=0.3, house_from=2816),
-    "student": ModelSpec(SMOLLM, 96, 2, 256, 2000, 6144, plan_only=0.0, peak_lr=3e-3, plan_weight=(700, 0.05)),
+    "student": ModelSpec(SMOLLM, 96, 2, 256, 2000, 6144, plan_only=0.0, peak_lr=3e-3, plan_weight=(700, 0.2)),
     "draft": ModelSpec(QWEN2, 32, 2, 96, steps=10000, batch_tokens=6144, plan_only=0.0, peak_lr=3e-3),
     "larger": ModelSpec(QWEN2, 192, 8, 512, 1500, 4096, plan_only=0.4, role_weight=0.3, house_from=1024),
 }
