@@ -42,7 +42,7 @@ from gkt_plugins.distill.policies import POLICIES
 __all__ = ["run"]
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "tv")
-STEPS = 80
+STEPS = 60
 SWEPT = 2
 """Cells that are trained once more with the loss at temperature 0: those of most gain there."""
 
