@@ -64,11 +64,11 @@ def report(process: subprocess.Popen[str]) -> dict[str, object]:
     return json.loads(out[out.index("{") :])
 
 
-def two_processes() -> tuple[str, ...]:
+def two_processes(how: str = "--multi_gpu") -> tuple[str, ...]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+    return ("accelerate.commands.launch", how, "--num_processes", "2", "--num_machines", "1",
             "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port), "-m")  # fmt: skip
 
 
@@ -120,3 +120,11 @@ def test_two_processes_continue_with_the_same_losses(folder):
     killed.communicate()
     resumed = report(distill(folder, "parts", "--set", "train.steps=6", "--resume", launcher=two_processes()))
     assert resumed["losses"] == whole["losses"]
+
+
+def test_sharding_the_draft_is_refused_before_anything_is_loaded(folder):
+    process = distill(folder, "out", launcher=two_processes("--use_fsdp"))
+    _, err = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert "error: a draft cannot be distilled with FSDP, " in err
+    assert not (folder / "out" / "options.json").exists()

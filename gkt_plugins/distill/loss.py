@@ -18,7 +18,7 @@ __all__ = ["DraftWithLoss"]
 
 
 class DraftWithLoss(nn.Module):
-    """The draft with the loss inside its forward call, so that DDP, FSDP and autocast see one ordinary module."""
+    """The draft with the loss inside its forward call, so that DDP and autocast see one ordinary module."""
 
     def __init__(self, draft: Any, target: Halves, reference: Halves | None, loss: LossSection) -> None:
         super().__init__()
@@ -27,7 +27,6 @@ class DraftWithLoss(nn.Module):
         self._target = target
         self._reference = reference
         self._loss = loss
-        self._no_split_modules = getattr(draft, "_no_split_modules", None)  # where FSDP may cut
 
     def forward(self, parts: Sequence[Part], target_states: Sequence[Tensor]) -> Tensor:
         """The sum of the loss over all picked positions, which the caller divides.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,16 +46,17 @@ def distill(
 ) -> DistillReport:
     """Train the draft, and write it with its tokenizer and ``provenance.json``.
 
-    Under ``accelerate launch`` every process calls it.
+    Under ``accelerate launch`` every process calls it; each holds the whole draft.
 
     :param prompts: stand in for ``data.prompts``.
     :param held_out: stand in for ``data.held_out``.
     :param resume: continue from the last checkpoint in the output folder, if there is one.
     :param observe: told after every step, by the first process; must be quick.
     :param command: for the provenance.
-    :raises GktError: one sentence: options, prompts or models that cannot be used; a loss that is not finite; a disk
-        that is full.
+    :raises GktError: one sentence: options, prompts or models that cannot be used; a launch with FSDP; a loss that is
+        not finite; a disk that is full.
     """
+    _refuse_sharding()
     arguments = training_arguments(options)
     checkpoints = Checkpoints(options.output_dir / "checkpoints")
     _prepare_output(options, checkpoints, resume, first=arguments.process_index == 0)
@@ -116,6 +118,15 @@ def distill(
         publish(options.output_dir, write, last=NAME)
     trainer.accelerator.wait_for_everyone()
     return report
+
+
+def _refuse_sharding() -> None:
+    """Answers are written, and acceptance is measured, outside of the forward call that would gather the weights."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":  # what `accelerate launch --use_fsdp` sets
+        raise ConfigError(
+            "a draft cannot be distilled with FSDP, because every process writes answers with the whole of it; "
+            "launch with --multi_gpu instead of --use_fsdp, and use [train.lora] where memory is short"
+        )
 
 
 def _trainer(

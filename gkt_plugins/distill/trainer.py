@@ -99,7 +99,7 @@ class DraftTrainer(Trainer):
         model.eval()  # dropout off, whatever an architecture calls it
         states = [self._target_states(part) for part in inputs]
         assert num_items_in_batch
-        scale = self.args.world_size / num_items_in_batch  # DDP and FSDP average gradients over processes
+        scale = self.args.world_size / num_items_in_batch  # DDP averages gradients over processes
         loss: Tensor = model(inputs, states) * scale if inputs else self._nothing(model)
         self._refuse_infinite(loss, "loss")
         self.accelerator.backward(loss)
@@ -207,19 +207,12 @@ class DraftTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The draft as ``from_pretrained`` takes it (with LoRA: the additions alone)."""
-        if not self.args.should_save:
-            return
-        if state_dict is not None:
-            state_dict = {key.removeprefix("draft."): value for key, value in state_dict.items()}
-        draft = self._pair.draft if state_dict is not None else self._module.draft
-        draft.save_pretrained(output_dir, state_dict=state_dict, max_shard_size="1000GB")
-        self._pair.tokenizer.save_pretrained(output_dir)
+        if self.args.should_save:
+            self._module.draft.save_pretrained(output_dir, max_shard_size="1000GB")
+            self._pair.tokenizer.save_pretrained(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_weights(self._module.draft, Path(resume_from_checkpoint))
+        load_weights(self._module.draft, Path(resume_from_checkpoint))
 
     def resume(self, checkpoint: Path) -> None:
         """Go on from ``checkpoint``, up to the last step."""

@@ -121,6 +121,16 @@ def test_what_is_wrong_is_one_line_with_key_and_place(folder, capsys, override, 
     assert not (folder / "out" / "config.json").exists()
 
 
+def test_a_launch_with_fsdp_is_refused_in_one_line_that_says_how_to_launch(folder, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert run() == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: a draft cannot be distilled with FSDP, ")
+    assert "launch with --multi_gpu instead of --use_fsdp" in err
+    assert len(err.splitlines()) == 1
+    assert not (folder / "out" / "options.json").exists()
+
+
 def test_a_wrong_key_in_the_file_has_its_line(folder):
     path = folder / "distill.toml"
     path.write_text(path.read_text() + "[los]\n")
