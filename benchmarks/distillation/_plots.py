@@ -65,7 +65,9 @@ def plot_cells(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 low, high = row[f"gain_{key}_interval"]
                 sure = not low <= 1 <= high
                 text = f"{row[f'gain_{key}']:.3f}\n{low:.2f} – {high:.2f}"
-                axis.text(j, i, text, ha="center", va="center", fontsize=7, color="black" if sure else "#777777")
+                dark = abs(row[f"gain_{key}"] - 1) > 0.6 * span
+                colour = "white" if dark else "black" if sure else "#777777"
+                axis.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
         axis.set_xticks(range(len(policies)), [policy.replace("_", "\n") for policy in policies], fontsize=8)
         axis.set_yticks(range(len(divergences)), divergences, fontsize=8)
         axis.set_title(f"temperature {key[1]}: block efficiency at γ = 7 against the undistilled draft", fontsize=9,
