@@ -11,7 +11,7 @@ setup: .venv/.ready  ## .venv from constraints/main.txt (CPU build of torch)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'gkt-plugins needs Python >= 3.11; run: make PYTHON=python3.12 ...'; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint constraints/main.txt --editable '.[demo]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints/main.txt --editable '.[demo,distill]' --group dev
 	touch $@
 
 demo: setup      ## both methods on trained models, on this machine, offline, in about two minutes
