@@ -6,14 +6,15 @@ or recovered from the residual) and the target's distribution: both models are r
 position counts at which a drafted token was tested. At temperature 0 no rule applies, and drift is the share of those
 positions at which the target itself would have written another token.
 
-- ``leniency_best_speed``     most speed against exact verification among rows whose accuracy interval reaches exact
-                              verification's; ``leniency_best_row`` names it
+- ``leniency_best_speed_DRAFT``  most speed against exact verification among rows whose accuracy interval reaches exact
+                                 verification's; ``leniency_best_row_DRAFT`` names it
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -50,6 +51,7 @@ from gkt_plugins.speculation.verifiers import ExactVerifier, LenientVerifier
 __all__ = ["run"]
 
 GAMMA = 5
+PROBLEMS = 200
 SPEED_TOKENS = 128
 """Of an answer, at most, where time is measured."""
 DRIFT_ANSWERS = 64
@@ -88,25 +90,40 @@ ROWS = [
 def run(setting: Setting) -> Report:
     """Measure every row."""
     report = Report("leniency", setting.quick)
-    problems = 200
-    measured = in_parallel(_measure, [(setting, row, problems) for row in ROWS], setting.workers)
-    speeds, described = _speeds(setting, prompts=4)
-    rows = [
-        {
-            "temperature": row.temperature, "rule": row.rule, "epsilon": row.epsilon,
-            "accuracy": found.accuracy.value, "accuracy_interval": [found.accuracy.low, found.accuracy.high],
-            "drift": found.drift, "block_efficiency": found.counts.block_efficiency,
-            "acceptance_rate": found.counts.acceptance_rate,
-            "speed": speed.value, "speed_interval": [speed.low, speed.high],
-        }
-        for row, found, speed in zip(ROWS, measured, speeds, strict=True)
-    ]  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for name, draft in (("undistilled", setting.draft), ("distilled", setting.served)):
+        measured = in_parallel(_measure, [(setting, draft, row) for row in ROWS], setting.workers)
+        speeds, described = _speeds(setting, draft, prompts=4)
+        rows += [
+            {
+                "draft": name, "temperature": row.temperature, "rule": row.rule, "epsilon": row.epsilon,
+                "accuracy": found.accuracy.value, "accuracy_interval": [found.accuracy.low, found.accuracy.high],
+                "drift": found.drift, "block_efficiency": found.counts.block_efficiency,
+                "acceptance_rate": found.counts.acceptance_rate,
+                "speed": speed.value, "speed_interval": [speed.low, speed.high],
+            }
+            for row, found, speed in zip(ROWS, measured, speeds, strict=True)
+        ]  # fmt: skip
+        _put(report, name, measured, speeds)
+    report.setup.update(
+        described, gamma=GAMMA, problems=PROBLEMS, max_new_tokens=MAX_NEW_TOKENS, rows=rows,
+        drift="mean total variation to the target's distribution at the drafted positions that were tested",
+    )  # fmt: skip
+    setting.results.mkdir(parents=True, exist_ok=True)
+    plot_leniency([row for row in rows if row["draft"] == "undistilled"], setting.results / "leniency.png")
+    columns = ("draft", "temperature", "rule", "epsilon", "accuracy", "accuracy_interval", "drift",
+               "block_efficiency", "speed")  # fmt: skip
+    (setting.results / "leniency.md").write_text(markdown(rows, columns))
+    return report
+
+
+def _put(report: Report, draft: str, measured: Sequence[_Measured], speeds: Sequence[Estimate]) -> None:
+    """Accuracy with exact verification, and the fastest row whose accuracy may still be the same."""
+    exact: dict[float, float] = {}
     for row, found in zip(ROWS, measured, strict=True):
-        if row.rule == "exact":
-            report.put_estimate(f"leniency_exact_accuracy_t{row.temperature:.0f}", found.accuracy)
-    exact = {
-        row.temperature: found.accuracy.value for row, found in zip(ROWS, measured, strict=True) if row.epsilon == 1
-    }
+        if row.epsilon == 1:
+            exact[row.temperature] = found.accuracy.value
+            report.put_estimate(f"leniency_exact_accuracy_{draft}_t{row.temperature:.0f}", found.accuracy)
     harmless = [
         (speed.value, row.name, speed)
         for row, found, speed in zip(ROWS, measured, speeds, strict=True)
@@ -114,17 +131,8 @@ def run(setting: Setting) -> Report:
     ]
     if harmless:
         _, name, speed = max(harmless, key=lambda entry: entry[:2])
-        report.put("leniency_best_row", name)
-        report.put_estimate("leniency_best_speed", speed)
-    report.setup.update(
-        described, gamma=GAMMA, problems=problems, max_new_tokens=MAX_NEW_TOKENS, rows=rows, draft=setting.served.name,
-        drift="mean total variation to the target's distribution at the drafted positions that were tested",
-    )  # fmt: skip
-    setting.results.mkdir(parents=True, exist_ok=True)
-    plot_leniency(rows, setting.results / "leniency.png")
-    columns = ("temperature", "rule", "epsilon", "accuracy", "accuracy_interval", "drift", "block_efficiency", "speed")
-    (setting.results / "leniency.md").write_text(markdown(rows, columns))
-    return report
+        report.put(f"leniency_best_row_{draft}", name)
+        report.put_estimate(f"leniency_best_speed_{draft}", speed)
 
 
 # ------------------------------------------------------------------------------------------------- accuracy and drift
@@ -137,11 +145,11 @@ class _Measured:
     drift: float
 
 
-def _measure(job: tuple[Setting, Row, int]) -> _Measured:
-    setting, row, count = job
-    target, draft = load(setting.target), load(setting.served)
+def _measure(job: tuple[Setting, Path, Row]) -> _Measured:
+    setting, folder, row = job
+    target, draft = load(setting.target), load(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(setting.target)
-    items = held_out(Seeds.LENIENCY, count, setting.target)
+    items = held_out(Seeds.LENIENCY, PROBLEMS, setting.target)
     blocks: list[TraceEvent] = []
     served = TransformersModel(target)
     loop = DecodeLoop(
@@ -164,7 +172,9 @@ def _measure(job: tuple[Setting, Row, int]) -> _Measured:
     texts = [tokenizer.decode(result.token_ids, skip_special_tokens=True) for result in results]
     hits = sum(right(item, text) for item, text in zip(items, texts, strict=True))
     counts = sum((result.counts for result in results), Counts())
-    return _Measured(share_estimate(hits, count), counts, _drift(row, target, draft, results[:DRIFT_ANSWERS], blocks))
+    return _Measured(
+        share_estimate(hits, PROBLEMS), counts, _drift(row, target, draft, results[:DRIFT_ANSWERS], blocks)
+    )
 
 
 @torch.inference_mode()
@@ -199,10 +209,10 @@ def _probabilities(model: Any, ids: Tensor, places: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------- speed
 
 
-def _speeds(setting: Setting, prompts: int) -> tuple[list[Estimate], dict[str, Any]]:
+def _speeds(setting: Setting, folder: Path, prompts: int) -> tuple[list[Estimate], dict[str, Any]]:
     """Per row, speed per token against exact verification at the same temperature; batch 1, all rows in turns."""
     expensive = make_expensive(load(setting.target))
-    target, draft = TransformersModel(expensive), TransformersModel(load(setting.served))
+    target, draft = TransformersModel(expensive), TransformersModel(load(folder))
     items = held_out(Seeds.SPEED, prompts, setting.target)
     per_token = [[0.0] * prompts for _ in ROWS]
 
