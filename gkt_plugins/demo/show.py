@@ -17,7 +17,7 @@ from gkt_plugins.guidance.answers import Answer
 __all__ = ["show_guidance", "show_problem", "show_speculation"]
 
 TEACHER, STUDENT, DRAFT, TARGET = "bold dark_orange3", "dodger_blue2", "green3", "bold red3"
-_DRAFT_LABELS = {"draft": "draft, as trained on the corpus", "distilled": "the same draft, distilled"}
+_DRAFT_LABELS = {"draft": "draft, undistilled", "distilled": "draft, distilled"}
 
 
 def show_guidance(console: Console, ways: Sequence[Way]) -> None:

@@ -23,7 +23,7 @@ from gkt_plugins.speculation.target import TransformersModel
 
 __all__ = ["DRAFTS", "Comparison", "Speculated", "compare"]
 
-MAX_TOKENS = 256
+MAX_TOKENS = 320
 DRAFTS: tuple[ModelName, ...] = ("draft", "distilled")
 
 
