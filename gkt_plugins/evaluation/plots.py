@@ -50,12 +50,14 @@ def plot_frontier(points: Sequence[FrontierPoint], path: Path, *, title: str, co
             capsize=3,
             color=colours[point.kind],
         )
-        above = point in guided[1::2]  # neighbours on the line do not write over each other
+        above = point in guided[::2]  # neighbours on the line do not write over each other
         axes.annotate(
             point.label,
-            (point.cost, estimate.value),
+            (point.cost, estimate.high if above else estimate.low),
             textcoords="offset points",
-            xytext=(7, 14 if above else -20),
+            xytext=(0, 5 if above else -5),
+            ha="center",
+            va="bottom" if above else "top",
             fontsize=9,
         )
     axes.set_xlim(left=0, right=max(point.cost for point in points) * 1.18)
