@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gkt_plugins.distill.divergences import chunked_divergence, divergence
+from gkt_plugins.distill.divergences import chunked_divergence, token_divergences
 from gkt_plugins.distill.models import Halves
 from gkt_plugins.distill.options import LossSection
 from gkt_plugins.distill.selection import select_tokens
@@ -64,8 +64,7 @@ class DraftWithLoss(nn.Module):
         return chosen.float() * (len(chosen) / chosen.sum())
 
     def _losses(self, states: Tensor, hidden: Tensor, model: Halves) -> Tensor:
-        """[n] forward KL of ``model`` at each position, in chunks."""
-        chunks = (torch.split(part, self._loss.chunk_tokens) for part in (states, hidden))
-        return torch.cat(
-            [divergence("forward_kl", self._target_head(p), model.head(q)) for p, q in zip(*chunks, strict=True)]
+        """[n] forward KL of ``model`` at each position."""
+        return token_divergences(
+            "forward_kl", states, self._target_head, hidden, model.head, chunk_tokens=self._loss.chunk_tokens
         )

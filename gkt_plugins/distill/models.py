@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from gkt_plugins.distill.options import DistillOptions, LoraSection
 from gkt_plugins.errors import ConfigError, require
+from gkt_plugins.speculation.loading import end_ids, load_causal_model, load_tokenizer
 from gkt_plugins.speculation.vocabulary import check_vocabularies
 
 __all__ = ["Halves", "ModelPair", "add_lora", "load_draft", "load_pair"]
@@ -86,17 +86,18 @@ def load_pair(options: DistillOptions) -> ModelPair:
 
     :raises ConfigError: one of them cannot be loaded, or their vocabularies differ; both sizes are named.
     """
-    transformers = require("transformers", extra="distill")
     models = options.models
     target_source, draft_source = options.located(models.target), options.located(models.draft)
     remote = models.trust_remote_code
     dtype = "auto" if models.dtype == "auto" else getattr(torch, models.dtype)
-    target = _load("models.target", target_source, dtype, remote)
-    tokenizer = _tokenizer(transformers, target_source, remote)
+    target = load_causal_model(
+        target_source, key="models.target", extra="distill", dtype=dtype, trust_remote_code=remote
+    )
+    tokenizer = load_tokenizer(target_source, extra="distill", trust_remote_code=remote)
     if tokenizer is None:
         raise ConfigError(f"models.target: {target_source!r} has no tokenizer that can be loaded; save one beside it")
     draft, draft_dtype = load_draft(draft_source, trust_remote_code=remote)
-    draft_tokenizer = _tokenizer(transformers, draft_source, remote)
+    draft_tokenizer = load_tokenizer(draft_source, extra="distill", trust_remote_code=remote)
     check_vocabularies(
         _vocab_size(target),
         _vocab_size(draft),
@@ -104,9 +105,7 @@ def load_pair(options: DistillOptions) -> ModelPair:
         draft_tokenizer.get_vocab() if draft_tokenizer is not None else None,
     )
     target.eval().requires_grad_(False)
-    eos = target.generation_config.eos_token_id
-    eos = tokenizer.eos_token_id if eos is None else eos
-    eos_ids = tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (eos,)
+    eos_ids = end_ids(target, tokenizer)
     pad = tokenizer.pad_token_id
     pad_id = pad if pad is not None else eos_ids[0] if eos_ids else 0
     return ModelPair(target, draft, tokenizer, eos_ids, pad_id, draft_dtype, draft_source, target_source)
@@ -114,7 +113,7 @@ def load_pair(options: DistillOptions) -> ModelPair:
 
 def load_draft(source: str, *, trust_remote_code: bool = False) -> tuple[Any, torch.dtype]:
     """A draft in float32 and without dropout, and the dtype that it was saved in."""
-    draft = _load("models.draft", source, "auto", trust_remote_code)
+    draft = load_causal_model(source, key="models.draft", extra="distill", trust_remote_code=trust_remote_code)
     dtype: torch.dtype = draft.dtype
     return draft.float(), dtype
 
@@ -131,29 +130,6 @@ def add_lora(draft: Any, options: LoraSection, seed: int) -> Any:
         return peft.get_peft_model(draft, config)
     except ValueError as exc:
         raise ConfigError(f"train.lora.modules: {' '.join(str(exc).split())}") from exc
-
-
-def _load(key: str, source: str, dtype: Any, trust_remote_code: bool) -> Any:
-    transformers = require("transformers", extra="distill")
-    if not Path(source).is_dir() and (Path(source).is_absolute() or source.startswith((".", "~"))):
-        raise ConfigError(f"{key}: there is no folder {source!r}; give one that holds a causal language model")
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    except Exception as exc:  # the hub's client, safetensors, torch and transformers each raise their own
-        reason = " ".join(str(exc).split())[:200] or type(exc).__name__
-        raise ConfigError(f"{key}: no causal language model could be loaded from {source!r}: {reason}") from exc
-    if model.config.is_encoder_decoder:
-        raise ConfigError(f"{key}: {source!r} is an encoder-decoder model, and speculation needs a decoder-only one")
-    return model
-
-
-def _tokenizer(transformers: Any, source: str, trust_remote_code: bool) -> Any | None:
-    try:
-        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except Exception:  # noqa: BLE001 - a draft folder need not have one; sizes decide then
-        return None
 
 
 def _vocab_size(model: nn.Module) -> int:

@@ -309,7 +309,7 @@ def test_a_padded_head_is_no_obstacle(tiny_options, save_tiny, tmp_path, padded)
 
 @pytest.mark.parametrize(("role", "key"), [("target", r"models\.target"), ("draft", r"models\.draft")])
 def test_a_model_that_is_not_there_is_one_sentence(tiny_options, role, key):
-    with pytest.raises(ConfigError, match=rf"^{key}: there is no folder '/none'") as caught:
+    with pytest.raises(ConfigError, match=rf"^{key}: there is no folder /none; give one") as caught:
         distill(tiny_options(models={role: "/none"}))
     assert "\n" not in str(caught.value)
 
