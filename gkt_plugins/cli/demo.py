@@ -41,7 +41,7 @@ def _distill(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the draft and the picture.")] = Path(
         "demo-out/distilled"
     ),
-    steps: Annotated[int, typer.Option("--steps", min=20, help="Optimiser steps.")] = 120,
+    steps: Annotated[int, typer.Option("--steps", min=20, help="Optimiser steps.")] = 60,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Distil the demo draft, live: in minutes on two cores its acceptance rises."""
