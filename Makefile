@@ -11,7 +11,7 @@ setup: .venv/.ready  ## .venv from constraints/main.txt (CPU build of torch)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'gkt-plugins needs Python >= 3.11; run: make PYTHON=python3.12 ...'; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint constraints/main.txt --editable '.[demo,distill]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints/main.txt --editable '.[demo,distill,gateway,postgresql,redis,tracing,tgi,ray]' --group dev
 	touch $@
 
 demo: setup      ## both methods on trained models, on this machine, offline, in about two minutes
@@ -43,10 +43,18 @@ integration: setup .venv-vllm/.ready  ## real engines: `transformers serve`, vLL
 	.venv-trl/bin/python -m pip install --quiet --constraint constraints/trl.txt trl torch
 	touch $@
 
-benchmarks: setup .venv-trl/.ready  ## every benchmark, the quick form (minutes each)
+# LiteLLM pins its own versions of half of what we use.
+.venv-litellm/.ready: constraints/litellm.txt
+	$(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-litellm/bin/python -m pip install --quiet --constraint constraints/litellm.txt 'litellm[proxy]'
+	touch $@
+
+benchmarks: setup .venv-trl/.ready .venv-litellm/.ready  ## every benchmark, the quick form (minutes each)
 	$(BIN)/python -m benchmarks.guidance --quick
 	$(BIN)/python -m benchmarks.decoding --quick
 	$(BIN)/python -m benchmarks.distillation --quick
+	$(BIN)/python -m benchmarks.gateway --quick
 
 clean:           ## environments and outputs
-	rm -rf .venv .venv-vllm .venv-trl demo-out build dist
+	rm -rf .venv .venv-vllm .venv-trl .venv-litellm demo-out build dist

@@ -36,6 +36,7 @@ __all__ = [
     "Exporter",
     "Factory",
     "FinishReason",
+    "Forwarder",
     "LengthPolicy",
     "LeniencyRule",
     "Message",
@@ -111,6 +112,9 @@ class Sampling:
     """Text that ends the answer and is not part of it."""
     seed: int | None = None
     """Draws of this call alone; None takes a fresh one."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Options of the serving API that are passed on as they came (``frequency_penalty``, ``logit_bias``, …); an engine
+    that cannot honour one of them fails the call and names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +201,21 @@ class Engine(Protocol):
 
     async def aclose(self) -> None:
         """Release threads, connections and memory. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class Forwarder(Protocol):
+    """What an engine may be besides: one that speaks the OpenAI API itself, so that a request which guidance cannot
+    serve (tools, structured output, log-probabilities, echo, images) reaches it untouched."""
+
+    def forward(
+        self, route: Literal["chat", "completions"], body: Mapping[str, Any]
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """Send ``body`` with this engine's own model name; yield the chunks of a stream, or the one whole response.
+
+        Closing the iterator cancels the call. Raises :class:`EngineError`.
+        """
         ...
 
 

@@ -16,8 +16,8 @@ adapter = "transformers"
 model = "models/small"
 [pipelines.default]
 student = "edge"
-[gateway]
-keys_env = "GKT_TEST_KEYS"
+[cache]
+url_env = "GKT_TEST_CACHE"
 """
 
 
@@ -100,10 +100,10 @@ def test_check_prints_what_would_be_used_and_who_provides_it(gkt, tmp_path):
 
 def test_check_warns_about_environment_variables_that_are_not_set(gkt, tmp_path, monkeypatch):
     (tmp_path / "gkt.toml").write_text(CONFIG)
-    warning = "warning: gateway.keys_env names GKT_TEST_KEYS, and that environment variable is not set\n"
+    warning = "warning: cache.url_env names GKT_TEST_CACHE, and that environment variable is not set\n"
     code, _, err = gkt("config", "check")
     assert (code, err) == (0, warning)
-    monkeypatch.setenv("GKT_TEST_KEYS", "k")
+    monkeypatch.setenv("GKT_TEST_CACHE", "k")
     assert gkt("config", "check")[2] == ""
 
 

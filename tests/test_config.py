@@ -91,7 +91,9 @@ epsilon = 0.5
 [ledger]
 url = "sqlite:///other.db"
 [gateway]
-keys_env = "GKT_KEYS"
+port = 8500
+[gateway.keys.team]
+sha256 = "0"
 [vllm]
 max_leniency = 0.5
 """
@@ -141,7 +143,7 @@ def test_every_section_is_read_into_its_own_type(load):
     assert (config.speculation.gamma, config.speculation.verifier) == (4, "lenient")
     assert (config.speculation.rule, config.speculation.epsilon) == ("square", 0.5)
     assert config.vllm.max_leniency == 0.5
-    assert config.gateway.keys_env == "GKT_KEYS"
+    assert (config.gateway.port, config.gateway.keys["team"].admin) == (8500, False)
 
 
 def test_an_empty_configuration_has_the_documented_defaults(load):
@@ -181,7 +183,7 @@ def test_everything_that_plugins_provide_is_listed_with_its_family(load):
 
 def test_the_environment_variables_that_it_names_are_listed(load):
     config = load(WHOLE, "engines.big.api_key_env=CLOUD_KEY")
-    assert environment_names(config) == {"engines.big.api_key_env": "CLOUD_KEY", "gateway.keys_env": "GKT_KEYS"}
+    assert environment_names(config) == {"engines.big.api_key_env": "CLOUD_KEY"}
 
 
 def test_the_same_text_loads_twice_to_the_same_configuration(load):

@@ -81,8 +81,10 @@ def test_importing_loads_nothing_heavy(module):
 def test_every_plugin_module_that_ships_is_among_them():
     assert PLUGIN_MODULES == [
         "gkt_llamacpp.plugin",
+        "gkt_openai.plugin",
         "gkt_plugins.builtin",
         "gkt_sglang.plugin",
+        "gkt_tgi.plugin",
         "gkt_transformers.plugin",
         "gkt_vllm.plugin",
     ]

@@ -15,6 +15,8 @@ from gkt_plugins.accounting.prices import parse_price
 from gkt_plugins.config._secrets import find_secrets
 from gkt_plugins.config._source import ConfigSource
 from gkt_plugins.config.sections import (
+    BudgetSection,
+    CacheSection,
     ChoosingSection,
     Config,
     EngineSection,
@@ -24,6 +26,7 @@ from gkt_plugins.config.sections import (
     PipelineSection,
     PriceSection,
     PriceSourceSection,
+    RetriesSection,
     Section,
     SpeculationSection,
     TraceSection,
@@ -124,6 +127,17 @@ Model = TypeVar("Model", bound=BaseModel)
 Choosing = TypeVar("Choosing", bound=ChoosingSection)
 
 
+_WITH_DEFAULTS: dict[str, type[Section]] = {
+    "ledger": LedgerSection,
+    "gateway": GatewaySection,
+    "retries": RetriesSection,
+    "vllm": VllmSection,
+}
+_PLAIN: dict[str, type[Section]] = {"trace": TraceSection, "cache": CacheSection, "budget": BudgetSection}
+_ABSENT_OR_WRITTEN = {"speculation", *_PLAIN}
+"""Sections whose absence turns something off."""
+
+
 class _Checker:
     """Turns what was written into sections, and collects everything that is wrong on the way."""
 
@@ -154,14 +168,19 @@ class _Checker:
                 name: self._pipeline(*at, list(engines)) for name, at in self._tables(data, "pipelines").items()
             },
         }
-        for name, checked in {"speculation": self._speculation, "trace": self._trace}.items():
-            if isinstance(data.get(name), dict):
-                sections[name] = checked(data[name])
-            elif name in data:
+        for name in _ABSENT_OR_WRITTEN & data.keys():
+            if isinstance(data[name], dict):
+                sections[name] = self._absent_or_written(name, data[name])
+            else:
                 self._table(data[name], (name,))
-        for name, section in {"ledger": LedgerSection, "gateway": GatewaySection, "vllm": VllmSection}.items():
+        for name, section in _WITH_DEFAULTS.items():
             sections[name] = self._validated(section, self._table(data.get(name, {}), (name,)), (name,))
         return sections
+
+    def _absent_or_written(self, name: str, table: Mapping[str, Any]) -> Section | None:
+        if name == "speculation":
+            return self._speculation(table)
+        return self._validated(_PLAIN[name], table, (name,))
 
     def _add(self, problem: Problem) -> None:
         # The first word on a key is the last: a secret, for one, is not also shown as an unknown key's value.
@@ -238,9 +257,6 @@ class _Checker:
             guidance = GuidanceSection(length_options=Options(), cut_options=Options())
         below = [f"guidance.{key}" for key in as_written(guidance)]  # what may have been written one level too high
         return self._validated(PipelineSection, dict(table) | {"guidance": guidance}, path, below)
-
-    def _trace(self, table: Mapping[str, Any]) -> TraceSection | None:
-        return self._validated(TraceSection, table, ("trace",))
 
     def _speculation(self, table: Mapping[str, Any]) -> SpeculationSection | None:
         section = self._choosing(SpeculationSection, table, ("speculation",))

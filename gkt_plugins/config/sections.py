@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PositiveFloat,
     PositiveInt,
     SerializeAsAny,
     model_validator,
@@ -29,15 +30,19 @@ from gkt_plugins.errors import ConfigError
 from gkt_plugins.plugins import Family
 
 __all__ = [
+    "BudgetSection",
+    "CacheSection",
     "ChoosingSection",
     "Config",
     "EngineSection",
     "GatewaySection",
     "GuidanceSection",
+    "KeySection",
     "LedgerSection",
     "PipelineSection",
     "PriceSection",
     "PriceSourceSection",
+    "RetriesSection",
     "Section",
     "SpeculationSection",
     "TraceSection",
@@ -246,13 +251,71 @@ class LedgerSection(Section):
         return env[self.url_env]
 
 
+class RetriesSection(Section):
+    """``[retries]``: what is done when an engine's call fails before any of its text arrived."""
+
+    attempts: PositiveInt = 3
+    """Calls made at most, the first included; each is on record."""
+    wait_s: PositiveFloat = 0.2
+    """Mean wait before the second attempt, doubled each time, with jitter."""
+    max_wait_s: PositiveFloat = 5.0
+    """No wait is longer, unless the endpoint asks for one that is."""
+    breaker_failures: PositiveInt = 5
+    """So many failures in a row, and the engine is left alone for a while."""
+    breaker_pause_s: PositiveFloat = 15.0
+    """For how long; then one call tries again."""
+
+
+class CacheSection(Section):
+    """``[cache]``: keeps the teacher's text per exact prompt and policy; absent, nothing is kept."""
+
+    url: str = "sqlite:///guidance.db"
+    """``sqlite:///FILE``, relative to the configuration's folder, or ``redis://HOST``."""
+    url_env: str | None = None
+    """Environment variable that holds the URL, for one with a password; it replaces ``url``."""
+    max_age_s: PositiveInt | None = None
+    """Older guidance is asked for anew; absent, guidance never ages."""
+
+
+class BudgetSection(Section):
+    """``[budget]``: what all requests together may cost; absent, there is no limit."""
+
+    per_day: Amount
+    """Per day, in UTC. It is reserved before a call: when it runs short guidance is shortened, then the teacher is
+    left out, then requests are refused."""
+    currency: str = "USD"
+
+
+class KeySection(Section):
+    """``[gateway.keys.NAME]``: a client's key, its rights and its limits. ``gkt keys new NAME`` writes one."""
+
+    sha256: str
+    """SHA-256 of the key, in hex; the key itself is kept nowhere."""
+    admin: bool = False
+    """May see ``/dashboard`` and ``/metrics``."""
+    pipelines: tuple[str, ...] | None = None
+    """Which pipelines it may use; absent, all."""
+    requests_per_minute: PositiveInt | None = None
+    budget_per_day: Amount | None = None
+    """As ``[budget] per_day``, for this key alone, in the currency of ``[budget]``, or USD."""
+
+
 class GatewaySection(Section):
     """``[gateway]``: the OpenAI-compatible front door."""
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
-    keys_env: str | None = None
-    """Environment variable that holds the keys of clients."""
+    """Address to listen on; beyond loopback only with keys."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8400
+    """0 takes a free one."""
+    keys: dict[str, KeySection] = {}
+    max_body_bytes: PositiveInt = 4194304
+    """Larger requests are refused."""
+    request_timeout_s: PositiveFloat = 600.0
+    """A request that takes longer is cancelled."""
+    requests_per_minute: PositiveInt | None = None
+    """Of all clients together."""
+    tracing: bool = False
+    """OpenTelemetry spans; where they go is up to the ``OTEL_…`` variables."""
 
 
 class VllmSection(Section):
@@ -272,6 +335,9 @@ class Config(Section):
     speculation: SpeculationSection | None = None
     ledger: LedgerSection = LedgerSection()
     gateway: GatewaySection = GatewaySection()
+    retries: RetriesSection = RetriesSection()
+    cache: CacheSection | None = None
+    budget: BudgetSection | None = None
     vllm: VllmSection = VllmSection()
     trace: TraceSection | None = None
     base_dir: Annotated[Path, Field(exclude=True)]

@@ -1,0 +1,18 @@
+"""The keys of an ``adapter = "tgi"`` engine."""
+
+from __future__ import annotations
+
+from gkt_plugins.contracts import Options
+
+__all__ = ["TGIOptions"]
+
+
+class TGIOptions(Options):
+    """A text-generation-inference server."""
+
+    base_url: str
+    """Where the server listens, e.g. `http://127.0.0.1:8080`."""
+    model: str
+    """Name of the model, for prices and records."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key."""
