@@ -122,6 +122,7 @@ def test_the_schema_closes_every_table_and_asks_for_what_is_required(gkt):
     assert code == 0
     schema = json.loads(out)
     sections = {"engines", "prices", "price_sources", "pipelines", "speculation", "ledger", "gateway", "vllm", "trace"}
+    sections |= {"budget", "cache", "retries"}
     assert set(schema["properties"]) == sections
     assert schema["additionalProperties"] is False
     definitions = schema["$defs"]

@@ -305,7 +305,7 @@ def test_an_error_in_an_override_names_the_override(refusal):
         ),
         (
             WHOLE + "[pipelines.other]\nstudent = 'small'\nteacher = 'big'\nguidance.token = 3",
-            "pipelines.other.guidance.token is not a known key (line 40); did you mean 'tokens'?",
+            "pipelines.other.guidance.token is not a known key (line 42); did you mean 'tokens'?",
         ),
         (
             ENGINES + "[pipelines.p]\nstudent = 'small'\ntokens = 3",

@@ -281,8 +281,7 @@ class BudgetSection(Section):
     """``[budget]``: what all requests together may cost; absent, there is no limit."""
 
     per_day: Amount
-    """Per day, in UTC. It is reserved before a call: when it runs short guidance is shortened, then the teacher is
-    left out, then requests are refused."""
+    """Per UTC day, reserved before a call; short of it guidance shrinks, then goes, then requests are refused."""
     currency: str = "USD"
 
 
