@@ -25,8 +25,13 @@ lint: setup      ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-integration: setup .venv-vllm/.ready  ## real engines: `transformers serve`, vLLM (CPU build)
+integration: setup .venv-vllm/.ready integration_tests/node/node_modules  ## real engines, databases, clients and a browser
+	@command -v chromium >/dev/null || { echo 'the dashboard is tested in Chromium; run: apt-get install chromium'; exit 1; }
 	$(BIN)/python -m pytest integration_tests
+
+integration_tests/node/node_modules: integration_tests/node/package-lock.json
+	npm ci --silent --prefix integration_tests/node
+	touch $@
 
 # torchvision, torchaudio and torchcodec come as CUDA builds that cannot be imported beside the CPU build of torch.
 .venv-vllm/.ready: constraints/vllm-0.32.txt
