@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gkt_plugins.config import Config, PipelineSection
     from gkt_plugins.plugins import Plugins
 
-__all__ = ["Pipeline", "answer_all"]
+__all__ = ["Pipeline", "answer_all", "default_sampling", "open_pipelines"]
 
 T = TypeVar("T")
 
@@ -87,34 +87,13 @@ class Pipeline:
         if name not in config.pipelines:
             known = ", ".join(sorted(config.pipelines)) or "none"
             raise ConfigError(f"there is no pipeline {name!r}; [pipelines.NAME] sections that exist: {known}")
-        section = config.pipelines[name]
-        preset = None if section.guidance.preset is None else PRESETS[section.guidance.preset]
+        preset = _preset(config.pipelines[name])
 
         async def open_parts(stack: AsyncExitStack) -> Parts:
-            from gkt_plugins.accounting.accountant import open_accountant  # loads the database library
+            return (await open_pipelines([name], config, installed, environment, stack))[name]
 
-            context = BuildContext(
-                base_dir=config.base_dir, env=environment, resources={"config": config, "plugins": installed}
-            )
-            engines: dict[str, Engine] = {}
-            for engine in filter(None, (section.teacher, section.student)):
-                if engine not in engines:
-                    built = config.engines[engine]
-                    build = installed.engines().build
-                    engines[engine] = await asyncio.to_thread(
-                        build, built.adapter, built.options, replace(context, name=engine)
-                    )
-                    stack.push_async_callback(engines[engine].aclose)
-            accounts = await asyncio.to_thread(open_accountant, config, installed, environment)
-            stack.push_async_callback(accounts.aclose)
-            teacher = engines[section.teacher] if section.teacher else None
-            student = engines[section.student]
-            rules = _rules(section, preset, installed, context, teacher, student)
-            return Parts(rules, student, teacher, accounts, name)
-
-        if preset is None:
-            return cls(open_parts)
-        return cls(open_parts, sampling=Sampling(max_tokens=preset.max_tokens), batches=preset.batches)
+        batches = None if preset is None else preset.batches
+        return cls(open_parts, sampling=default_sampling(config.pipelines[name]), batches=batches)
 
     async def __aenter__(self) -> Pipeline:
         async with AsyncExitStack() as stack:
@@ -172,6 +151,51 @@ class Pipeline:
         """Many requests, each answer as it finishes; see :func:`~gkt_plugins.guidance.batch.run_batch`."""
         requests = (self.request(prompt, sampling=sampling, n=n) for prompt in prompts)
         return run_batch(requests, self.parts, self.batches)
+
+
+async def open_pipelines(
+    names: Iterable[str],
+    config: Config,
+    plugins: Plugins,
+    env: Mapping[str, str],
+    stack: AsyncExitStack,
+) -> dict[str, Parts]:
+    """The parts of several pipelines. An engine that two of them name is built once, and one ledger serves all.
+
+    ``stack`` closes what was opened; it must be left also when this raises what an engine or the ledger raised.
+    """
+    from gkt_plugins.accounting.accountant import open_accountant  # loads the database library
+
+    context = BuildContext(base_dir=config.base_dir, env=env, resources={"config": config, "plugins": plugins})
+    sections = {name: config.pipelines[name] for name in names}
+    engines: dict[str, Engine] = {}
+    for engine in [engine for section in sections.values() for engine in (section.teacher, section.student)]:
+        if engine is not None and engine not in engines:
+            built = config.engines[engine]
+            build = plugins.engines().build
+            engines[engine] = await asyncio.to_thread(
+                build, built.adapter, built.options, replace(context, name=engine)
+            )
+            stack.push_async_callback(engines[engine].aclose)
+    accounts = await asyncio.to_thread(open_accountant, config, plugins, env)
+    stack.push_async_callback(accounts.aclose)
+    opened: dict[str, Parts] = {}
+    for name, section in sections.items():
+        teacher = engines[section.teacher] if section.teacher else None
+        student = engines[section.student]
+        rules = _rules(section, _preset(section), plugins, context, teacher, student)
+        opened[name] = Parts(rules, student, teacher, accounts, name)
+    return opened
+
+
+def default_sampling(section: PipelineSection) -> Sampling:
+    """What a request is answered with that does not say how: greedy, within the preset's tokens or 256."""
+    preset = _preset(section)
+    return Sampling() if preset is None else Sampling(max_tokens=preset.max_tokens)
+
+
+def _preset(section: PipelineSection) -> Preset | None:
+    return None if section.guidance.preset is None else PRESETS[section.guidance.preset]
 
 
 def answer_all(
