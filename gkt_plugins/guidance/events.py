@@ -44,7 +44,7 @@ __all__ = [
     "StartCall",
 ]
 
-Feature: TypeAlias = Literal["logprobs", "tools", "structured_output", "echo"]
+Feature: TypeAlias = Literal["logprobs", "tools", "structured_output", "echo", "content_parts", "token_ids", "suffix"]
 """What a request may ask for that text from two models cannot give; it turns guidance off."""
 
 Outcome: TypeAlias = Literal["final", "failed", "cancelled"]
@@ -60,6 +60,8 @@ class Request:
     n: int = 1
     features: frozenset[Feature] = frozenset()
     request_id: str = ""
+    guidance_tokens: int | None = None
+    """At least 0; takes the place of what the length policy would say. None leaves it to the policy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,8 @@ class GuidanceMachine:
             names = ", ".join(sorted(request.features))
             self._notes.append(f"guidance off: the request asks for {names}, which text from two models cannot give")
             return self._hand_over()
-        budget = self._rules.length.guidance_tokens(request.prompt)
+        asked = request.guidance_tokens
+        budget = self._rules.length.guidance_tokens(request.prompt) if asked is None else asked
         if budget < 0:
             policy = type(self._rules.length).__name__
             return self._fail_request(
