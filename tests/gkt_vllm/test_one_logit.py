@@ -1,0 +1,99 @@
+"""One moved logit makes an exact sampler lenient: acceptance, residual, temperature 0, and nothing left behind."""
+
+import pytest
+import torch
+from gkt_vllm.one_logit import lift
+
+from gkt_plugins.speculation.leniency import CappedRule, exponential, linear, square
+
+RULES = {"linear": linear, "square": square, "exponential": exponential, "capped": CappedRule(0.1)}
+
+
+def logits_of(rows: int, vocab: int = 50, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return (torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * 2).to(dtype)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("epsilon", [0.9, 0.5, 0.1])
+def test_the_drafted_token_gets_the_probability_that_the_rule_gives_it(rule, epsilon):
+    logits, ids = logits_of(40), torch.arange(40)
+    p = logits.double().softmax(-1)[torch.arange(40), ids]
+    lift(logits, ids, torch.full((40,), epsilon), None, RULES[rule])
+    wanted = torch.as_tensor(RULES[rule](p, epsilon)).clamp(max=1.0 - 2.0**-20)
+    got = logits.double().softmax(-1)[torch.arange(40), ids]
+    # float32 logits near a probability of 1 resolve it to about 2^-20
+    assert torch.allclose(got, wanted, rtol=2e-4, atol=1e-6)
+
+
+def test_every_other_token_keeps_its_share_so_that_the_residual_is_the_targets_own():
+    logits, ids = logits_of(8), torch.arange(8)
+    before = logits.double().softmax(-1)
+    lift(logits, ids, torch.full((8,), 0.3), None, exponential)
+    after = logits.double().softmax(-1)
+    for row, token in enumerate(ids.tolist()):
+        rest = [i for i in range(50) if i != token]
+        assert torch.allclose(after[row, rest] / after[row, rest].sum(), before[row, rest] / before[row, rest].sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_restoring_leaves_every_bit_as_it_was(dtype, greedy):
+    logits = logits_of(70, dtype=dtype)
+    before = logits.clone()
+    lifted = lift(logits, torch.arange(50).repeat(2)[:70], torch.full((70,), 0.2), torch.tensor([greedy] * 70), linear)
+    assert not torch.equal(logits, before)
+    lifted.restore()
+    assert torch.equal(logits, before)
+
+
+def test_tokens_that_are_not_to_be_touched_are_not():
+    logits = logits_of(5)
+    logits[1, 7] = -torch.inf  # forbidden by a grammar
+    before = logits.clone()
+    lift(logits, torch.tensor([-1, 7, 3, 4, 5]), torch.tensor([0.1, 0.1, 1.0, 0.1, 0.1]), None, square)
+    changed = (logits != before).any(-1).tolist()
+    assert changed == [False, False, False, True, True]
+
+
+def test_rows_that_carry_no_draft_are_left_alone():
+    logits = logits_of(6)
+    before = logits.clone()
+    lift(logits, torch.tensor([3, 4]), torch.tensor([0.2, 0.2]), None, linear, rows=torch.tensor([1, 4]))
+    assert (logits != before).any(-1).tolist() == [False, True, False, False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("epsilon", [0.9, 0.5, 0.1, 0.01])
+def test_at_temperature_0_exactly_the_tokens_within_epsilon_of_the_best_become_the_argmax(epsilon, dtype):
+    logits = logits_of(50, seed=3, dtype=dtype)
+    ids = torch.arange(50)
+    within = logits.float()[ids, ids] - logits.float().amax(-1) >= torch.tensor(epsilon).log()
+    own = logits.argmax(-1)
+    lift(logits, ids, torch.full((50,), epsilon), torch.ones(50, dtype=torch.bool), exponential)
+    assert torch.equal(logits.argmax(-1), torch.where(within, ids, own))
+
+
+def test_a_token_that_is_certain_stays_certain():
+    logits = torch.full((1, 4), -200.0)
+    logits[0, 2] = 200.0
+    before = logits.clone()
+    lift(logits, torch.tensor([2]), torch.tensor([0.1]), None, linear)
+    assert torch.equal(logits, before)
+
+
+def test_acceptance_follows_the_rule_for_drawn_and_for_certain_drafts():
+    generator = torch.Generator().manual_seed(1)
+    draws, vocab, epsilon = 200_000, 12, 0.5
+    target, draft = logits_of(1, vocab, 5)[0].double(), logits_of(1, vocab, 6)[0].double()
+    p, q = target.softmax(-1), draft.softmax(-1)
+    ids = torch.multinomial(q, draws, replacement=True, generator=generator)
+    lifted = torch.empty(vocab, dtype=torch.float64)
+    for token in range(vocab):
+        row = target.clone().float()[None]
+        lift(row, torch.tensor([token]), torch.tensor([epsilon]), None, linear)
+        lifted[token] = row[0].double().softmax(-1)[token]
+    uniform = torch.rand(draws, generator=generator, dtype=torch.float64)
+    accepted = (uniform * q[ids] < lifted[ids]).double().mean()
+    theory = torch.minimum(q, linear(p, epsilon)).sum()
+    # standard error of a share of 200,000 draws is at most 0.5 / sqrt(200,000) = 0.0011; four of them
+    assert accepted == pytest.approx(theory.item(), abs=0.0045)
