@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from gkt_plugins.accounting.money import parse_nano
 from gkt_plugins.errors import ConfigError
-from gkt_plugins.gateway.refusals import Refused
+from gkt_plugins.gateway.refusals import RefusedError
 
 if TYPE_CHECKING:
     from gkt_plugins.config import Config
@@ -83,8 +83,8 @@ class Access:
             digest = bytes.fromhex(section.sha256)
             if digest in clients:
                 raise ConfigError(
-                    f"gateway.keys.{name} has the same key as gateway.keys.{clients[digest].name}, so nobody could tell "
-                    f"them apart; make another with: gkt keys new {name}"
+                    f"gateway.keys.{name} has the same key as gateway.keys.{clients[digest].name}, so nobody could "
+                    f"tell them apart; make another with: gkt keys new {name}"
                 )
             clients[digest] = Client(
                 name=name,
@@ -108,7 +108,7 @@ class Access:
     def authenticate(self, scope: Mapping[str, Any]) -> Client:
         """Who sent the request. ``scope``: of ASGI.
 
-        :raises Refused: 401, no key or a wrong one; 403, a gateway without keys was reached through a name or a web
+        :raises RefusedError: 401, no key or a wrong one; 403, a gateway without keys was reached through a name or a web
             page that is not of this machine.
         """
         if not self._holders:
@@ -123,7 +123,7 @@ class Access:
         Never used for requests that cost money: a browser sends Basic credentials along with what other sites' pages
         ask of it.
 
-        :raises Refused: as above; 403, the key is not an admin's.
+        :raises RefusedError: as above; 403, the key is not an admin's.
         """
         if not self._holders:
             return self.authenticate(scope)
@@ -133,11 +133,11 @@ class Access:
                 client = self._holder(_password(credentials.strip()))
             else:
                 client = self.authenticate(scope)
-        except Refused as exc:
+        except RefusedError as exc:
             exc.headers["www-authenticate"] = 'Basic realm="gkt", charset="UTF-8"'
             raise
         if not client.admin:
-            raise Refused(
+            raise RefusedError(
                 f"the key {client.name!r} may not see this page; "
                 f"use an admin's key, or set gateway.keys.{client.name}.admin = true",
                 status=403,
@@ -150,7 +150,7 @@ class Access:
         digest = sha256(key).digest()
         kept, client = self._holders.get(digest, _NOBODY)
         if not hmac.compare_digest(digest, kept) or len(key) < MIN_KEY_CHARACTERS:
-            raise Refused(
+            raise RefusedError(
                 "the key that came is not one of this gateway's; send one that its operator gave you"
                 if key
                 else "a key is needed and none came; send it as 'Authorization: Bearer KEY'",
@@ -203,7 +203,7 @@ def _only_from_here(headers: Iterable[tuple[bytes, bytes]]) -> None:
     host = _header(headers, b"host").decode("latin-1")
     match = _HOST.fullmatch(host)
     if match is None or not is_loopback(match["name"]):
-        raise Refused(
+        raise RefusedError(
             f"without keys this gateway answers to localhost only, and was called {host[:100]!r}; "
             "call it http://127.0.0.1, or give it keys with: gkt keys new NAME",
             status=403,
@@ -212,7 +212,7 @@ def _only_from_here(headers: Iterable[tuple[bytes, bytes]]) -> None:
         )
     origin = _header(headers, b"origin").decode("latin-1")
     if origin and not is_loopback(_host_of(origin)):
-        raise Refused(
+        raise RefusedError(
             f"without keys this gateway answers to pages of this machine only, and one of {origin[:100]!r} asks; "
             "give it keys with: gkt keys new NAME",
             status=403,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from gkt_plugins.gateway.access import Client
 from gkt_plugins.guidance.events import Request
@@ -45,6 +44,6 @@ class Ladder:
 
         ``forwarded``: they go to the student untouched, so no teacher can cost anything.
 
-        :raises Refused: 429 ``insufficient_quota``, not even the student alone fits; 503 ``price_unknown``.
+        :raises RefusedError: 429 ``insufficient_quota``, not even the student alone fits; 503 ``price_unknown``.
         """
         raise NotImplementedError

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from gkt_plugins.gateway.access import Client
-from gkt_plugins.gateway.refusals import Refused
+from gkt_plugins.gateway.refusals import RefusedError
 
 __all__ = ["RateLimits", "TokenBucket", "read_body"]
 
@@ -56,7 +56,7 @@ class RateLimits:
     def admit(self, client: Client) -> None:
         """Count one request. What is refused is not counted.
 
-        :raises Refused: 429 with ``retry-after``.
+        :raises RefusedError: 429 with ``retry-after``.
         """
         own = self._by_client.get(client.name)
         if own is not None and (wait_s := own.wait_s()):
@@ -78,7 +78,7 @@ async def read_body(
 ) -> bytes:
     """The body of the request. ``scope``, ``receive``: of ASGI. ``timeout_s``: for all of it to arrive.
 
-    :raises Refused: 413, it is larger than ``max_bytes``: before reading any of it where its length is announced, else
+    :raises RefusedError: 413, it is larger than ``max_bytes``: before reading any of it where its length is announced, else
         as soon as that shows; 408, it did not arrive in time.
     :raises ClientDisconnect: the client went away while sending.
     """
@@ -101,15 +101,15 @@ async def read_body(
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     except TimeoutError:
-        raise Refused(
+        raise RefusedError(
             f"the request's body must arrive within {timeout_s:g} s, and {size} bytes of it did; send it again",
             status=408,
             code="request_timeout",
         ) from None
 
 
-def _too_large(max_bytes: int) -> Refused:
-    return Refused(
+def _too_large(max_bytes: int) -> RefusedError:
+    return RefusedError(
         f"the request's body may have {max_bytes} bytes at most, and is larger; "
         "send less, or raise gateway.max_body_bytes",
         status=413,
@@ -117,8 +117,8 @@ def _too_large(max_bytes: int) -> Refused:
     )
 
 
-def _too_many(who: str, per_minute: int, wait_s: float) -> Refused:
-    return Refused(
+def _too_many(who: str, per_minute: int, wait_s: float) -> RefusedError:
+    return RefusedError(
         f"{who} may send {per_minute} requests per minute, and this one is beyond that; retry in {wait_s:.1f} s",
         status=429,
         code="rate_limit_exceeded",

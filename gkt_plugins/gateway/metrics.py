@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from gkt_plugins.accounting.requests import RequestRecord
+
 from gkt_plugins.contracts import UsageRecord
 
 __all__ = ["Metrics"]

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from gkt_plugins.errors import GktError
 
-__all__ = ["Refused"]
+__all__ = ["RefusedError"]
 
 
-class Refused(GktError):
+class RefusedError(GktError):
     """A request that is not served. Nothing was called and nothing was spent for it."""
 
     def __init__(

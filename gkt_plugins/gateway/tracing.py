@@ -1,4 +1,4 @@
-"""OpenTelemetry spans that link the gateway, the teacher and the student. Off by default, and then nothing is loaded."""
+"""OpenTelemetry spans that link gateway, teacher and student. Off by default, and then nothing of it is loaded."""
 
 from __future__ import annotations
 
