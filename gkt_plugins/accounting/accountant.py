@@ -6,13 +6,15 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from gkt_plugins.accounting.budgets import Budget
 from gkt_plugins.accounting.ledger import Ledger
 from gkt_plugins.accounting.prices import FirstKnown, cost_nano
+from gkt_plugins.accounting.requests import RequestRecord
 from gkt_plugins.contracts import BuildContext, Price, PriceSource, Role, Usage, UsageRecord
 
 if TYPE_CHECKING:
@@ -29,6 +31,12 @@ class Keeper(Protocol):
 
     async def opened(self, record: UsageRecord) -> None: ...
     async def closed(self, record: UsageRecord) -> None: ...
+    async def request(self, record: RequestRecord) -> None: ...
+    async def reserve(
+        self, reservation_id: str, budgets: Sequence[Budget], amount_nano: int, day: str
+    ) -> Budget | None: ...
+    async def settle(self, reservation_id: str, spent_nano: int | None) -> None: ...
+    async def room(self, budgets: Sequence[Budget], day: str) -> int: ...
     async def aclose(self) -> None: ...
 
 
@@ -55,7 +63,8 @@ class Accountant:
 
         ``clock``: seconds since the epoch.
         """
-        self._prices = prices
+        self.prices = prices
+        """Every price source of the configuration, behind one."""
         self._ledger = ledger
         self._observer = observer
         self._clock = clock
@@ -75,6 +84,24 @@ class Accountant:
         if self._observer is not None:
             self._observer(record)
         return record
+
+    async def request(self, record: RequestRecord) -> None:
+        """Put what became of a client's request on disk. Errors: as ``Ledger.request``."""
+        await self._ledger.request(record)
+
+    async def reserve(
+        self, reservation_id: str, budgets: Sequence[Budget], amount_nano: int, day: str
+    ) -> Budget | None:
+        """Set ``amount_nano`` aside in every budget, or return the first without room. As ``Ledger.reserve``."""
+        return await self._ledger.reserve(reservation_id, budgets, amount_nano, day)
+
+    async def settle(self, reservation_id: str, spent_nano: int | None) -> None:
+        """Replace a reservation by what was spent; None is unknown. As ``Ledger.settle``."""
+        await self._ledger.settle(reservation_id, spent_nano)
+
+    async def room(self, budgets: Sequence[Budget], day: str) -> int:
+        """The least that any of ``budgets`` has left. As ``Ledger.room``."""
+        return await self._ledger.room(budgets, day)
 
     @asynccontextmanager
     async def call(
@@ -134,7 +161,7 @@ class Accountant:
     def _priced(self, record: UsageRecord) -> UsageRecord:
         price: Price | None = None
         try:
-            price = self._prices.price(record.model)
+            price = self.prices.price(record.model)
         except Exception:  # noqa: BLE001 - a price source may be someone else's code; what it cannot tell is unknown
             _log.exception("the price of %r could not be told; its cost is unknown", record.model)
         if price is None:

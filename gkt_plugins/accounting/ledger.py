@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, and_, bindparam, insert, select, update
 
 from gkt_plugins.accounting._database import connect, sentence
-from gkt_plugins.accounting._schema import KEY, METADATA, RECORDS, row_of
 from gkt_plugins.accounting._writers import Writer, is_alive, only_one, remove_dead
+from gkt_plugins.accounting.budgets import Budget
 from gkt_plugins.accounting.location import ledger_path
 from gkt_plugins.accounting.records import read_records
+from gkt_plugins.accounting.requests import RequestRecord
+from gkt_plugins.accounting.schema import KEY, METADATA, RECORDS, row_of
 from gkt_plugins.contracts import UsageRecord
 from gkt_plugins.errors import BackendError
 
@@ -99,6 +101,43 @@ class Ledger:
         if record.status == "open":
             raise ValueError("a closing record says how the call ended, got status 'open'")
         await asyncio.wrap_future(self._submit(record))
+
+    async def request(self, record: RequestRecord) -> None:
+        """Put what became of a client's request on disk; returns once it is durable. Replays change nothing.
+
+        :raises BackendError: the ledger cannot be written.
+        :raises ValueError: a record that could not be given back as it was.
+        """
+        raise NotImplementedError
+
+    async def reserve(
+        self, reservation_id: str, budgets: Sequence[Budget], amount_nano: int, day: str
+    ) -> Budget | None:
+        """Set ``amount_nano`` aside in every budget, or in none; atomic over all processes that share the ledger.
+
+        :param reservation_id: the request's id, so that recovery finds what a dead process had spent on it.
+        :param budgets: all in one currency; none is always granted. A reservation that exists already is granted.
+        :param day: UTC, e.g. ``2026-11-22`` (:func:`~gkt_plugins.accounting.budgets.utc_day`).
+        :returns: the first budget without room, and nothing is reserved; None when all have it.
+        :raises BackendError: the ledger cannot be written.
+        """
+        raise NotImplementedError
+
+    async def settle(self, reservation_id: str, spent_nano: int | None) -> None:
+        """Replace a reservation by what was spent; unknown (None) counts as all that was reserved.
+
+        Settling twice, or what nobody reserved, changes nothing.
+
+        :raises BackendError: the ledger cannot be written.
+        """
+        raise NotImplementedError
+
+    async def room(self, budgets: Sequence[Budget], day: str) -> int:
+        """The least that any of ``budgets`` (at least one) has left on ``day``, in nano-units, at least 0.
+
+        :raises BackendError: the ledger cannot be read.
+        """
+        raise NotImplementedError
 
     def records(self, *, since: float | None = None) -> Iterator[UsageRecord]:
         """Every record on disk, by key; only calls started at or after ``since`` (seconds since the epoch)."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy import inspect, select
+from sqlalchemy import Engine, inspect, select
 
 from gkt_plugins.accounting._database import connect, sentence
-from gkt_plugins.accounting._schema import KEY, RECORDS, record_of
+from gkt_plugins.accounting.requests import RequestRecord
+from gkt_plugins.accounting.schema import KEY, RECORDS, record_of
 from gkt_plugins.contracts import UsageRecord
 from gkt_plugins.errors import BackendError
 
-__all__ = ["read_records"]
+__all__ = ["connect_reader", "read_records", "read_requests"]
 
 
 def read_records(path: Path, *, since: float | None = None) -> Iterator[UsageRecord]:
@@ -40,3 +41,26 @@ def _read(path: Path, since: float | None) -> Iterator[UsageRecord]:
                 yield record_of(row)
     finally:
         engine.dispose()
+
+
+def connect_reader(url: str, base_dir: Path | None = None) -> Engine:
+    """A database engine to read the ledger at ``url`` with; it cannot write. ``.dispose()`` it when done.
+
+    Tables: ``RECORDS`` and ``REQUESTS`` of ``gkt_plugins.accounting.schema``. Safe from any thread.
+
+    :raises ConfigError: not the URL of a ledger.
+    :raises BackendError: there is no ledger, or one of another version.
+    """
+    raise NotImplementedError
+
+
+def read_requests(
+    ledger: str | Path, *, since: float | None = None, until: float | None = None
+) -> Iterator[RequestRecord]:
+    """Requests of the ledger (a URL, or an SQLite file), in the order of their start.
+
+    ``since``, ``until``: only those started at or after, and before it, in seconds since the epoch.
+
+    :raises BackendError: there is no ledger, or it cannot be read.
+    """
+    raise NotImplementedError

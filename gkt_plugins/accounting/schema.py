@@ -1,4 +1,4 @@
-"""The ledger's one table. Portable SQLAlchemy Core; counts, times, money and names, and never any text."""
+"""The ledger's tables. Portable SQLAlchemy Core; counts, times, money and names, and never any text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaD
 from gkt_plugins.accounting.money import NANO, nanoseconds
 from gkt_plugins.contracts import Role, Usage, UsageRecord
 
-__all__ = ["KEY", "METADATA", "RECORDS", "record_of", "row_of"]
+__all__ = ["KEY", "METADATA", "RECORDS", "REQUESTS", "record_of", "row_of"]
 
 METADATA = MetaData()
 
@@ -38,8 +38,32 @@ RECORDS = Table(
     Column("writer", String, nullable=False),
 )
 
+REQUESTS = Table(
+    "requests",
+    METADATA,
+    Column("request_id", String, primary_key=True),
+    Column("pipeline", String, nullable=False),
+    Column("key", String, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("route", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("error", String, nullable=False),
+    Column("streamed", Boolean, nullable=False),
+    Column("choices", Integer, nullable=False),
+    Column("guidance_tokens", Integer, nullable=False),
+    Column("degraded", Boolean, nullable=False),
+    Column("cached", Boolean, nullable=False),
+    Column("first_token_s", Float),
+    Column("total_s", Float),
+    Column("teacher_s", Float),
+    Column("student_s", Float),
+    Column("overhead_s", Float),
+    Column("retries", Integer, nullable=False),
+)
+
 KEY = ("request_id", "call", "role", "attempt")
 
+Index("requests_started_at", REQUESTS.c.started_at)
 Index("usage_records_started_at", RECORDS.c.started_at)
 Index(  # recovery looks for open rows only, however long the ledger grows
     "usage_records_open",
