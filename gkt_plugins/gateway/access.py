@@ -108,8 +108,8 @@ class Access:
     def authenticate(self, scope: Mapping[str, Any]) -> Client:
         """Who sent the request. ``scope``: of ASGI.
 
-        :raises RefusedError: 401, no key or a wrong one; 403, a gateway without keys was reached through a name or a web
-            page that is not of this machine.
+        :raises RefusedError: 401, no key or a wrong one; 403, a gateway without keys was reached through a name or a
+            web page that is not of this machine.
         """
         if not self._holders:
             _only_from_here(scope["headers"])

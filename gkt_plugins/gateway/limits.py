@@ -78,8 +78,8 @@ async def read_body(
 ) -> bytes:
     """The body of the request. ``scope``, ``receive``: of ASGI. ``timeout_s``: for all of it to arrive.
 
-    :raises RefusedError: 413, it is larger than ``max_bytes``: before reading any of it where its length is announced, else
-        as soon as that shows; 408, it did not arrive in time.
+    :raises RefusedError: 413, it is larger than ``max_bytes``: before reading any of it where its length is announced,
+        else as soon as that shows; 408, it did not arrive in time.
     :raises ClientDisconnect: the client went away while sending.
     """
     announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
@@ -123,5 +123,6 @@ def _too_many(who: str, per_minute: int, wait_s: float) -> RefusedError:
         status=429,
         code="rate_limit_exceeded",
         kind="requests",
-        headers={"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))},
+        retry_after_s=wait_s,
+        headers={"retry-after-ms": str(math.ceil(wait_s * 1000))},
     )
