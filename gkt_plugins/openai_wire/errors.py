@@ -1,0 +1,79 @@
+"""Errors in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``, with a status and headers.
+
+::
+
+    ApiError            answered with its own status; what the gateway refuses derives from it
+    └── InvalidRequest  the request itself is wrong: 400, 404, 413, 422
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gkt_plugins.errors import BackendError, EngineError, GktError
+
+__all__ = ["ApiError", "InvalidRequest", "error_body"]
+
+
+class ApiError(GktError):
+    """A request that is refused, with the words that OpenAI's clients know."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        kind: str | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """``kind``: the error's ``type``. ``param``: the key it is about. ``retry_after_s``: when to come back."""
+        super().__init__(message)
+        self.status = self.status if status is None else status
+        self.kind = self.kind if kind is None else kind
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ApiError):  # noqa: N818 - as OpenAI's own type of error is called
+    """The request cannot be understood, or asks for what cannot be."""
+
+
+def error_body(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers for ``error``.
+
+    An engine's failure is 503 where a retry may help, else 502; a ledger or another backend 503; a sentence of the core
+    about the request 400. Anything else is our own fault: 500, and the message says nothing of it.
+    """
+    retry_after_s: float | None = getattr(error, "retry_after_s", None)
+    headers: dict[str, str] = {}
+    if retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
+    match error:
+        case ApiError():
+            found = (error.status, error.kind, error.code)
+        case EngineError():
+            found = (
+                (503, "api_error", "upstream_unavailable") if error.retryable else (502, "api_error", "upstream_error")
+            )
+        case BackendError():
+            found = (503, "api_error", "backend_unavailable")
+        case GktError():
+            found = (400, "invalid_request_error", "invalid_request")
+        case _:
+            found = (500, "server_error", "internal_error")
+    status, kind, code = found
+    message = str(error) if isinstance(error, GktError) else "the gateway failed; its log says why"
+    param = getattr(error, "param", None)
+    return status, _body(message, kind, code, param), headers
+
+
+def _body(message: str, kind: str, code: str | None, param: str | None) -> dict[str, Mapping[str, Any]]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
