@@ -49,11 +49,25 @@ class BackendError(GktError):
 
 
 class EngineError(BackendError):
-    """One call failed. ``retryable``: the same call may succeed later."""
+    """One call failed."""
 
-    def __init__(self, message: str, *, retryable: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = False,
+        retry_after_s: float | None = None,
+        refused: bool = False,
+    ) -> None:
+        """``retryable``: the same call may succeed later; ``retry_after_s``: not before so many seconds, at least 0.
+
+        ``refused``: the engine turned the call away before any work (no connection, an error status), so that it used
+        no tokens; otherwise what a failed call used is estimated.
+        """
         super().__init__(message)
         self.retryable = retryable
+        self.retry_after_s = retry_after_s
+        self.refused = refused
 
 
 def require(module: str, *, extra: str) -> ModuleType:

@@ -34,7 +34,16 @@ class Answer:
     error: GktError | None = None
     """Why there are no choices."""
     records: tuple[UsageRecord, ...] = ()
-    """One per engine call, as the ledger has them."""
+    """One per engine call and attempt, as the ledger has them."""
+    cached: bool = False
+    """The guidance came from the guidance cache, or from another request that asked for the same at the same time."""
+    guidance_tokens: int = 0
+    """Teacher tokens handed to the student, or of the whole answer where the teacher finished it."""
+
+    @property
+    def retries(self) -> int:
+        """Attempts beyond the first, of all calls."""
+        return sum(record.attempt > 0 for record in self.records)
 
     @property
     def text(self) -> str:

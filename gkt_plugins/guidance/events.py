@@ -61,7 +61,7 @@ class Request:
     features: frozenset[Feature] = frozenset()
     request_id: str = ""
     guidance_tokens: int | None = None
-    """At least 0; takes the place of what the length policy would say. None leaves it to the policy."""
+    """At least 0, and 0 leaves the answer to the student; takes the place of what the length policy would say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,8 @@ class Rules:
     """The teacher's own tokenizer, where it has one; otherwise counts that it did not report are estimated."""
     teacher_sampling: StageSampling = field(default_factory=StageSampling)
     student_sampling: StageSampling = field(default_factory=StageSampling)
+    cutting_name: str = ""
+    """The cutting policy's name and options: part of what the guidance cache tells apart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from gkt_plugins.contracts import Engine, UsageRecord
 from gkt_plugins.errors import EngineError
 from gkt_plugins.guidance.answers import Answer, AnswerBuilder
+from gkt_plugins.guidance.attempts import Attempts
+from gkt_plugins.guidance.cache import GuidanceCache
 from gkt_plugins.guidance.events import Action, CallEnd, CallKey, Cancelled, Event, RecordUsage, Request, Rules
 from gkt_plugins.guidance.machine import GuidanceMachine
+from gkt_plugins.guidance.timings import Timings
 
 __all__ = ["Exchange", "Parts", "UsageSink", "as_engine_error"]
 
@@ -40,6 +43,10 @@ class Parts:
     accounts: UsageSink | None = None
     """None: usage is counted in the answers alone."""
     name: str = ""
+    cache: GuidanceCache | None = None
+    """Where the teacher's text is kept; None: nowhere. Shared by pipelines."""
+    attempts: Attempts = field(default_factory=Attempts)
+    """How often a call is tried, and which engines are left alone; to be shared by pipelines with the same engines."""
 
     def engine(self, key: CallKey) -> Engine:
         """Who answers the call ``key``."""
@@ -62,6 +69,8 @@ class Exchange:
         self._answer = AnswerBuilder(request.request_id)
         self._open: dict[CallKey, UsageRecord] = {}
         self._telling = 0
+        self.timings = Timings(time.perf_counter())
+        """When each of its calls began, first gave text and ended."""
 
     @property
     def done(self) -> bool:

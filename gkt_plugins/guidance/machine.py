@@ -104,6 +104,8 @@ class GuidanceMachine:
         if refusal := _refusal(request):
             return self._fail_request(GktError(refusal))
         if self._rules.length is None:
+            if request.guidance_tokens:
+                self._notes.append("guidance off: the pipeline has no teacher")
             return self._hand_over()
         if request.features:
             names = ", ".join(sorted(request.features))
@@ -274,7 +276,7 @@ class GuidanceMachine:
             status = "failed"
         elif event.finish_reason == "cancelled":
             status = "cancelled"
-        return RecordUsage(event.key, status, event.usage or estimate_usage(call, self._texts[event.key]))
+        return RecordUsage(event.key, status, _usage(event, call, self._texts[event.key]))
 
     def _finish(self, choice: _Choice, reason: FinishReason) -> Finish:
         choice.done = True
@@ -313,6 +315,10 @@ class GuidanceMachine:
         return [FailRequest(error)]
 
 
+def _usage(event: CallEnd | CallFailed, call: Call, text: str) -> Usage:
+    return event.usage or estimate_usage(call, text, event.error if isinstance(event, CallFailed) else None)
+
+
 def _refusal(request: Request) -> str | None:
     """Why this request cannot be answered, in one sentence."""
     prompt = request.prompt
@@ -321,6 +327,8 @@ def _refusal(request: Request) -> str | None:
         return "the prompt is empty; give it at least one word"
     if request.n < 1:
         return f"n, the number of answers, must be at least 1, got {request.n}"
+    if request.guidance_tokens is not None and request.guidance_tokens < 0:
+        return f"guidance_tokens must be at least 0, got {request.guidance_tokens}; 0 leaves the answer to the student"
     if request.sampling.max_tokens < 1:
         return f"max_tokens must be at least 1, got {request.sampling.max_tokens}"
     if "" in request.sampling.stop:

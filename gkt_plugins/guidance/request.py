@@ -34,15 +34,17 @@ Piece: TypeAlias = Emit | Finish | FailChoice
 """What a client sees: text of a choice, its end, or its failure."""
 
 
-def run_request(request: Request, parts: Parts) -> AsyncGenerator[Piece, None]:
+def run_request(request: Request, parts: Parts, *, whole: bool = False) -> AsyncGenerator[Piece, None]:
     """Answer ``request`` in pieces. Closing the iterator cancels every call and puts what they used on record.
+
+    ``whole``: nobody reads along, so the engines are asked for whole answers, which costs less than streams.
 
     :raises GktError: the request cannot be answered at all; no piece came before.
     """
-    return run_exchange(Exchange(request, parts), parts)
+    return run_exchange(Exchange(request, parts), parts, whole=whole)
 
 
-async def run_exchange(exchange: Exchange, parts: Parts) -> AsyncGenerator[Piece, None]:
+async def run_exchange(exchange: Exchange, parts: Parts, *, whole: bool = False) -> AsyncGenerator[Piece, None]:
     """:func:`run_request` for a caller who wants the whole answer too: ``exchange.answer``, afterwards."""
     calls = _Calls(exchange, parts)
     try:
