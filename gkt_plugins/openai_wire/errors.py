@@ -40,6 +40,8 @@ class ApiError(GktError):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self.headers: dict[str, str] = {}
+        """What the answer carries besides ``retry-after``."""
 
 
 class InvalidRequest(ApiError):  # noqa: N818 - as OpenAI's own type of error is called
@@ -53,7 +55,7 @@ def error_body(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str
     about the request 400. Anything else is our own fault: 500, and the message says nothing of it.
     """
     retry_after_s: float | None = getattr(error, "retry_after_s", None)
-    headers: dict[str, str] = {}
+    headers: dict[str, str] = dict(error.headers) if isinstance(error, ApiError) else {}
     if retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
     match error:
