@@ -61,7 +61,7 @@ CONTRACT_VERSION = 1
 """Version of this file. A plugin states the one it was written for as ``GKT_CONTRACT = 1`` in its module."""
 
 GUIDANCE_CACHE = "guidance cache"
-"""``price_source`` of a teacher's record whose text came from the guidance cache: it has the tokens, and cost nothing."""
+"""``price_source`` of a teacher's record whose text came from the guidance cache: it has tokens, and costs nothing."""
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 """``stop``: end-of-sequence or a stop string. ``length``: the token budget. ``cancelled``: the caller went away."""

@@ -6,6 +6,7 @@ the keys that are not the section's own are that factory's options, validated by
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -90,6 +91,12 @@ def _gamma(value: object) -> object:
 def _amount(value: object) -> object:
     parse_nano(value)  # type: ignore[arg-type]  # it says what it expects when this is no string
     return value
+
+
+def _sha256(digest: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError("must be 64 digits of lower-case hex, as `gkt keys new NAME` prints them; never the key itself")
+    return digest
 
 
 def _preset(name: str) -> str:
@@ -276,6 +283,20 @@ class CacheSection(Section):
     max_age_s: PositiveInt | None = None
     """Older guidance is asked for anew; absent, guidance never ages."""
 
+    @model_validator(mode="after")
+    def _one_url(self) -> CacheSection:
+        if self.url_env is not None and "url" in self.model_fields_set:
+            raise ValueError("has both url and url_env; keep one of them")
+        return self
+
+    def resolved_url(self, env: Mapping[str, str]) -> str:
+        """The URL to connect to. :raises ConfigError: ``url_env`` names a variable that is not set."""
+        if self.url_env is None:
+            return self.url
+        if not env.get(self.url_env):
+            raise ConfigError(f"cache.url_env names {self.url_env}, and that environment variable is not set")
+        return env[self.url_env]
+
 
 class BudgetSection(Section):
     """``[budget]``: what all requests together may cost; absent, there is no limit."""
@@ -288,13 +309,14 @@ class BudgetSection(Section):
 class KeySection(Section):
     """``[gateway.keys.NAME]``: a client's key, its rights and its limits. ``gkt keys new NAME`` writes one."""
 
-    sha256: str
+    sha256: Annotated[str, AfterValidator(_sha256)]
     """SHA-256 of the key, in hex; the key itself is kept nowhere."""
     admin: bool = False
     """May see ``/dashboard`` and ``/metrics``."""
     pipelines: tuple[str, ...] | None = None
     """Which pipelines it may use; absent, all."""
     requests_per_minute: PositiveInt | None = None
+    """Of this key; beyond that it is told when to come back."""
     budget_per_day: Amount | None = None
     """As ``[budget] per_day``, for this key alone, in the currency of ``[budget]``, or USD."""
 

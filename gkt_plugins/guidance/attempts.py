@@ -17,7 +17,7 @@ from gkt_plugins.errors import EngineError
 from gkt_plugins.guidance.breaker import Breaker
 
 if TYPE_CHECKING:
-    from gkt_plugins.config import RetriesSection
+    from gkt_plugins.config.sections import RetriesSection
 
 __all__ = ["LONGEST_RETRY_AFTER_S", "Attempts"]
 
