@@ -49,6 +49,7 @@ HELP = (
     ["config", "check", "--help"],
     ["config", "schema", "--help"],
     ["plugins", "--help"],
+    ["keys", "new", "--help"],
     ["run", "--help"],
     ["ledger", "--help"],
     ["ledger", "report", "--help"],

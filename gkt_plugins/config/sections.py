@@ -329,6 +329,7 @@ class GatewaySection(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8400
     """0 takes a free one."""
     keys: dict[str, KeySection] = {}
+    """One section a client, as below; without any, programs and pages of this machine alone may ask."""
     max_body_bytes: PositiveInt = 4194304
     """Larger requests are refused."""
     request_timeout_s: PositiveFloat = 600.0
@@ -344,6 +345,10 @@ class VllmSection(Section):
 
     max_leniency: Epsilon = 1.0
     """Smallest epsilon that a request may ask for; 1 allows no leniency."""
+    largest_batch: PositiveInt | None = None
+    """Larger batches run without drafts; absent, every batch has them."""
+    allow_untested_version: bool = False
+    """Start in a release of vLLM that these plugins were not tried on."""
 
 
 class Config(Section):
