@@ -12,6 +12,9 @@ Source of the rules: Zhou et al. 2024 (DistillSpec), arXiv:2310.08461.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -43,43 +46,49 @@ def lift(
     logits: Tensor,
     ids: Tensor,
     epsilon: Tensor,
+    values: Iterable[float],
     greedy: Tensor | None,
     rule: LeniencyRule,
-    *,
-    rows: Tensor | None = None,
 ) -> Lifted:
     """Move the drafted tokens' logits, so that exact verification decides leniently.
 
     :param logits: [N, V] of the target, after temperature and truncation; changed in place.
-    :param ids: [M] drafted tokens. A negative one, or one whose logit is -inf (a grammar forbids it), is left alone.
-    :param epsilon: [M] leniency in (0, 1]; where it is 1 the logit is left alone.
-    :param greedy: [M] bool, which of them are at temperature 0; None: none.
-    :param rows: [M] row of ``logits`` of each drafted token, increasing; None: the first M.
+    :param ids: [N] drafted tokens. A row with a negative one (it verifies nothing), or with one whose logit is -inf (a
+        grammar forbids it), is left alone.
+    :param epsilon: [N] float64 leniency in (0, 1]; a row where it is 1 is left alone.
+    :param values: every epsilon that may occur, known without asking the device; a rule takes one at a time.
+    :param greedy: [N] bool, which rows are at temperature 0; None: none.
     """
-    rows = torch.arange(len(ids), device=logits.device) if rows is None else rows
-    real = (ids >= 0) & (epsilon < 1.0)
+    rows = torch.arange(len(ids), device=logits.device)
     at = ids.clamp(min=0)
     lifted = Lifted(logits, rows, at)
-    before = logits[rows, at].float()
-    real &= before > -torch.inf
-    top, normaliser = _row_maxima_and_normalisers(logits, rows)
+    top, normaliser = _row_maxima_and_normalisers(logits)
+    now = logits[rows, at]
+    before = now.float()
     p = (before - normaliser).exp()
-    wanted = torch.maximum(rule(p, epsilon), p).clamp(max=_ALMOST_ONE)
-    after = torch.where(p < _ALMOST_ONE, before + wanted.logit() - p.logit(), before).to(logits.dtype)
-    if greedy is not None:
-        passes = before - top.float() >= epsilon.log()
-        kind = torch.finfo(top.dtype)
-        on_top = top + top.abs().clamp(min=kind.tiny) * kind.eps  # the next number, or the one after it
-        after = torch.where(greedy, torch.where(passes, on_top, logits[rows, at]), after)
-    logits[rows, at] = torch.where(real, after, logits[rows, at])
+    after = now
+    for value in sorted(set(values) - {1.0}):
+        its = (epsilon == value) & (ids >= 0) & (before > -torch.inf)
+        wanted = torch.maximum(rule(p, value), p).clamp(max=_ALMOST_ONE)
+        raised = torch.where(p < _ALMOST_ONE, before + wanted.logit() - p.logit(), before).to(logits.dtype)
+        if greedy is not None:
+            passes = before - top.float() >= math.log(value)
+            raised = torch.where(greedy, torch.where(passes, _above(top), now), raised)
+        after = torch.where(its, raised, after)
+    logits[rows, at] = after
     return lifted
 
 
-def _row_maxima_and_normalisers(logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """[M] each: the largest logit, in its own type, and log Σ exp in float32, of each of ``rows``."""
+def _above(top: Tensor) -> Tensor:
+    """A number of the same type that is larger, by one or two of its last places."""
+    kind = torch.finfo(top.dtype)
+    return top + top.abs().clamp(min=kind.tiny) * kind.eps
+
+
+def _row_maxima_and_normalisers(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """[N] each: the largest logit, in its own type, and log Σ exp in float32, of each row."""
     tops, sums = [], []
-    for some in rows.split(_ROWS):
-        block = logits[some]
+    for block in torch.split(logits, _ROWS):
         tops.append(block.amax(-1))
         sums.append(block.float().logsumexp(-1))
     return torch.cat(tops), torch.cat(sums)

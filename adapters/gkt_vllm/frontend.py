@@ -1,0 +1,152 @@
+"""In the frontend, once: reads ``gkt.toml``, fills in vLLM's own arguments, and freezes what workers are told.
+
+What is configured and impossible stops the start: a server that quietly runs without it is the worst outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gkt_plugins
+from gkt_plugins.config import Config, SpeculationSection, load_config
+from gkt_plugins.errors import ConfigError
+from gkt_plugins.exporting import GAMMA_FOR_AUTO, model_config, same_vocabulary
+from gkt_vllm.section import SECTION, GktSection, LeniencySettings, WorkerSettings
+from gkt_vllm.versions import check_version
+
+__all__ = ["Start", "decide"]
+
+_log = logging.getLogger("vllm.gkt")
+
+
+@dataclass
+class Start:
+    """What the configuration means for the engine that is about to start."""
+
+    section: GktSection
+    speculative_config: dict[str, Any] | None = None
+    """vLLM's own argument; None: leave what the operator gave."""
+    active: list[str] = field(default_factory=list)
+    """For the banner: what is on."""
+    notes: list[str] = field(default_factory=list)
+    """For the banner: what is done differently from the configuration."""
+
+    def additional_config(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """``given`` with the section as workers read it."""
+        return dict(given) | {SECTION: self.section.model_dump(exclude_none=True)}
+
+    def check(self, vllm_config: Any) -> None:
+        """After vLLM has made its configuration: is there anything that it will not do?
+
+        :raises ConfigError: leniency without drafts.
+        """
+        if self._leniency is not None and vllm_config.speculative_config is None:
+            raise ConfigError("leniency needs drafts, and this engine has none; set speculation.draft, or remove it")
+        if vllm_config.use_v2_model_runner and vllm_config.speculative_config is not None:
+            method = vllm_config.speculative_config.rejection_sample_method
+            if self._leniency is not None and method == "block":
+                raise ConfigError("leniency and block verification exclude each other; remove one of them")
+
+    def announce(self, vllm_config: Any, version: str) -> None:
+        """The banner."""
+        runner = "V2" if vllm_config.use_v2_model_runner else "V1"
+        active = "; ".join(self.active) or "nothing but accounting"
+        _log.info("gkt-plugins %s in vLLM %s, model runner %s: %s", gkt_plugins.__version__, version, runner, active)
+        for note in self.notes:
+            _log.warning("gkt: %s", note)
+
+    @property
+    def _leniency(self) -> LeniencySettings | None:
+        return None if self.section.workers is None else self.section.workers.leniency
+
+
+def decide(section: GktSection, model: str, speculative_config: object, version: str) -> Start:
+    """Read the file that ``section`` names, and decide.
+
+    :param model: the target, as vLLM was given it: a folder, or a name on the Hub.
+    :param speculative_config: what the operator gave on vLLM's own command line; it goes before the file.
+    :raises ConfigError: the file is wrong, or asks for what vLLM cannot do.
+    :raises BackendError: this vLLM was not tried.
+    """
+    config = load_config(Path(section.config))
+    start = Start(section)
+    if warning := check_version(version, allow_untested=config.vllm.allow_untested_version):
+        start.notes.append(warning)
+    leniency = None
+    if config.speculation is not None:
+        leniency = _leniency(config, config.speculation)
+        _draft(start, config, config.speculation, model, speculative_config)
+        if leniency is not None:
+            start.active.append(
+                f"lenient verification, {leniency.rule} {leniency.epsilon:g}, at least {leniency.least:g}"
+            )
+    source = str((config.source or Path(section.config)).resolve())
+    workers = WorkerSettings(leniency=leniency)
+    start.section = section.model_copy(update={"config": source, "workers": workers})
+    return start
+
+
+def _leniency(config: Config, speculation: SpeculationSection) -> LeniencySettings | None:
+    """What workers have to know, where any request may be verified leniently."""
+    if speculation.verifier not in ("exact", "block", "lenient"):
+        raise ConfigError(
+            f"vLLM verifies drafts itself and cannot run the verifier {speculation.verifier!r}; set "
+            "speculation.verifier to 'exact', 'block' or 'lenient'"
+        )
+    lenient = speculation.verifier == "lenient"
+    epsilon = speculation.epsilon if lenient else 1.0
+    least = min(config.vllm.max_leniency, epsilon)
+    if least == 1.0:
+        return None
+    options = speculation.rule_options.model_dump()
+    return LeniencySettings(rule=speculation.rule, rule_options=options, epsilon=epsilon, least=least)
+
+
+def _draft(
+    start: Start, config: Config, speculation: SpeculationSection, model: str, speculative_config: object
+) -> None:
+    """vLLM's own speculation, filled in from the file."""
+    if speculative_config is not None:
+        start.active.append("drafts as --speculative-config says")
+        start.notes.append("--speculative-config goes before [speculation]: its drafter and gamma are not used")
+        return
+    gamma = speculation.gamma
+    if gamma == "auto":
+        gamma = GAMMA_FOR_AUTO
+        start.notes.append(f"gamma = 'auto' has no counterpart in vLLM: {gamma} is used; 'gkt plan' finds the best one")
+    filled: dict[str, Any] = {"num_speculative_tokens": gamma}
+    options = speculation.drafter_options.model_dump()
+    if speculation.drafter == "model":
+        filled |= {"method": "draft_model", "model": _draft_folder(config, model, options["draft"])}
+        filled |= {"draft_sample_method": "probabilistic"}
+    elif speculation.drafter == "prompt_lookup":
+        filled |= {"method": "ngram", "prompt_lookup_max": options["max_ngram"], "prompt_lookup_min": 1}
+    else:
+        raise ConfigError(
+            f"vLLM drafts by itself and cannot run the drafter {speculation.drafter!r}; set speculation.drafter to "
+            "'model' or 'prompt_lookup'"
+        )
+    if speculation.verifier == "block":
+        filled["rejection_sample_method"] = "block"
+    if config.vllm.largest_batch is not None:
+        filled["num_speculative_tokens_per_batch_size"] = [[1, config.vllm.largest_batch, gamma]]
+    start.speculative_config = filled
+    start.active.append(f"drafts by {speculation.drafter}, {gamma} tokens a block")
+
+
+def _draft_folder(config: Config, model: str, draft: str) -> str:
+    """Where the draft is: a folder of the configuration's, else a name for vLLM to find."""
+    folder = config.base_dir / draft
+    if not folder.is_dir():
+        if os.sep in draft and draft.startswith((".", os.sep)):
+            raise ConfigError(f"speculation.draft names no folder: {str(folder)!r}; give the folder of a model")
+        return draft
+    model_config(folder, "draft")
+    if Path(model).is_dir():
+        same_vocabulary(Path(model), folder, "vLLM")
+    return str(folder.resolve())

@@ -1,0 +1,27 @@
+"""Which releases of vLLM this adapter was tried on."""
+
+from __future__ import annotations
+
+from gkt_plugins.errors import BackendError
+
+__all__ = ["TRIED", "check_version"]
+
+TRIED = ("0.28", "0.31", "0.32")
+"""Every test of the matrix passes on these."""
+
+
+def check_version(version: str, *, allow_untested: bool) -> str | None:
+    """A warning for a release that is let through untested; None for one that was tried.
+
+    :raises BackendError: it was not tried, and the operator did not allow that.
+    """
+    release = ".".join(version.split("+")[0].split(".")[:2])
+    if release in TRIED:
+        return None
+    tried = ", ".join(TRIED)
+    if not allow_untested:
+        raise BackendError(
+            f"vLLM {version} was not tried with gkt-plugins, which was with {tried}; install one of those, or set "
+            "vllm.allow_untested_version = true"
+        )
+    return f"vLLM {version} was not tried; tried: {tried}"
