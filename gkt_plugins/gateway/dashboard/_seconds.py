@@ -1,57 +1,60 @@
-"""Seconds kept as histograms: what any number of requests adds up to in a bounded space, with percentiles within 1 %.
+"""Durations counted in steps: any number of requests fits a bounded space, and percentiles are within 2.5 %.
 
-Fifty steps a decade from 1 ms to 10,000 s, hundredths of a millisecond below: a value is known to half a step, which is
-at most 1 % of it. Histograms of different times add up, so a past hour is counted once.
+From 1 ms to 10,000 s there are 70 steps a decade, below 1 ms one a hundredth of it. Counts of different times add up,
+so that an hour which is over is counted once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
-from sqlalchemy import ColumnElement, Integer, case
-from sqlalchemy import cast as sql_cast
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import ColumnElement, case
 
-__all__ = ["PERCENTILES", "percentiles", "step_of", "value_of"]
+from gkt_plugins.gateway.dashboard._sql import whole
+
+__all__ = ["NUM_STEPS", "PERCENTILES", "Counts", "percentiles", "step_of", "value_of"]
+
+Counts: TypeAlias = npt.NDArray[np.int64]
+"""[NUM_STEPS] how many durations fell into each step."""
 
 PERCENTILES = (50, 95, 99)
 
-_DECADES = ((1e-3, 1e5), (1e-2, 5e4), (1e-1, 5e3), (1.0, 5e2), (1e1, 5e1), (1e2, 5.0), (1e3, 0.5), (1e4, 0.05))
-"""(upper end in seconds, steps per second below it), in order; a step is numbered 1000 × decade + its own number."""
-_BEYOND = 1000 * len(_DECADES)
-"""The step of everything longer; as if it were 10,000 s."""
+_SCALES: list[tuple[float, float, float, int]] = [(0.0, 1e-3, 1e5, 0)]
+"""(from, to, steps per second, number of the first step); durations in seconds."""
+_NUMBER = 100
+for _decade in range(-3, 4):
+    for _begin, _end, _steps in ((1, 2, 20), (2, 5, 30), (5, 10, 20)):  # steps of 5, 5 and 5 % of where each begins
+        _unit = 10.0**_decade
+        _SCALES.append((_begin * _unit, _end * _unit, _steps / ((_end - _begin) * _unit), _NUMBER))
+        _NUMBER += _steps
+
+NUM_STEPS = _NUMBER + 1
+"""The last one counts everything longer."""
 
 
 def step_of(seconds: ColumnElement[float]) -> ColumnElement[int]:
-    """SQL for the step that a duration falls into. Whole numbers, so that both databases agree."""
-    # "- 0.5" makes a rounding cast (PostgreSQL) and a truncating one (SQLite) differ by a step at most
-    steps = [
-        (seconds < end, 1000 * number + sql_cast(seconds * rate, Integer))
-        for number, (end, rate) in enumerate(_DECADES)
-    ]
-    return case(*steps, else_=_BEYOND)
+    """SQL for the number of the step that a duration falls into."""
+    steps = [(seconds < end, first + whole((seconds - begin) * rate)) for begin, end, rate, first in _SCALES]
+    return case(*steps, else_=_NUMBER)
 
 
 def value_of(step: int) -> float:
     """The middle of a step, in seconds."""
-    decade, number = divmod(step, 1000)
-    if decade == len(_DECADES):
-        return _DECADES[-1][0]
-    return (number + 0.5) / _DECADES[decade][1]
+    for begin, end, rate, first in reversed(_SCALES):
+        if step == _NUMBER:
+            return end
+        if step >= first:
+            return begin + (step - first + 0.5) / rate
+    raise ValueError(f"steps are numbered from 0, got {step}")
 
 
-def percentiles(counts: Mapping[int, int], wanted: Iterable[int] = PERCENTILES) -> list[float | None]:
-    """Nearest-rank percentiles of a histogram (step → how many), in seconds; None where nothing was counted."""
-    total = sum(counts.values())
+def percentiles(counts: Counts) -> dict[str, float | None]:
+    """``p50``, ``p95`` and ``p99`` by nearest rank, in seconds; None where nothing was counted."""
+    below = np.cumsum(counts)
+    total = int(below[-1])
     if not total:
-        return [None for _ in wanted]
-    found: list[float | None] = []
-    steps = sorted(counts)
-    for percent in wanted:
-        rank = max(1, -(-percent * total // 100))
-        seen = 0
-        for step in steps:
-            seen += counts[step]
-            if seen >= rank:
-                found.append(value_of(step))
-                break
-    return found
+        return {f"p{percent}": None for percent in PERCENTILES}
+    ranks = {percent: -(-percent * total // 100) for percent in PERCENTILES}
+    return {f"p{percent}": value_of(int(np.searchsorted(below, rank))) for percent, rank in ranks.items()}

@@ -1,0 +1,162 @@
+"""What the same requests would have cost from the teacher alone, added up by the database.
+
+The rule is :class:`~gkt_plugins.accounting.counterfactual.TeacherAlone`'s: the same requests are left out for the same
+reasons, and the price is applied by the same function. Costs are linear in tokens, so that tokens can be added first;
+they are then rounded once a sum instead of once a request. One teacher token per student token is assumed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, exists, func, or_, select
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql.selectable import Subquery
+
+from gkt_plugins.accounting.prices import cost_nano
+from gkt_plugins.accounting.schema import RECORDS
+from gkt_plugins.contracts import Price, PriceSource, Usage
+from gkt_plugins.gateway.dashboard._queries import Slices, Span
+from gkt_plugins.gateway.dashboard._slices import Alone, Slice
+
+__all__ = ["read_comparison"]
+
+_log = logging.getLogger(__name__)
+
+
+def read_comparison(connection: Connection, span: Span, slices: Slices, prices: PriceSource) -> None:
+    """Add the comparison to ``slices``; a request counts where its first teacher call began."""
+    known: dict[str, Price | None] = {}
+    for row in connection.execute(_guided(span)):
+        if row.teacher not in known:
+            known[row.teacher] = _price(prices, row.teacher)
+        _fold(slices[int(row.slice), row.pipeline], row, known[row.teacher])
+    for row in connection.execute(_unguided(span)):
+        slices[int(row.slice), row.pipeline].not_compared["no teacher call"] += row.requests
+
+
+def _price(prices: PriceSource, model: str) -> Price | None:
+    try:
+        return prices.price(model)
+    except Exception:  # noqa: BLE001 - a price source may be someone else's code; what it cannot tell is unknown
+        _log.exception("the price of %r could not be told; what it alone would have cost is unknown", model)
+        return None
+
+
+def _fold(into: Slice, row: Row[Any], price: Price | None) -> None:
+    usage = Usage(
+        prompt_tokens=int(row.prompt),
+        cached_tokens=None if row.cached_unknown else int(row.cached),
+        completion_tokens=int(row.written),
+        estimated=True,
+    )
+    reason, estimate = None, None
+    if row.unfinished:
+        reason = "not finished"
+    elif row.teacher != row.other_teacher:
+        reason = "several teachers"
+    elif price is None or price.output_nano is None:
+        reason = "no price per token known for the teacher"
+    elif row.cost_unknown:
+        reason = "cost unknown"
+    elif {row.currency, row.other_currency} != {price.currency}:
+        reason = "several currencies"
+    elif row.tokens_unknown or (estimate := cost_nano(usage, price)) is None:
+        reason = "tokens unknown"
+    if reason is not None:
+        into.not_compared[reason] += row.requests
+        return
+    into.alone.setdefault((row.teacher, row.currency), Alone()).__iadd__(
+        Alone(row.requests, int(row.actual_nano), estimate or 0)
+    )
+
+
+def _guided(span: Span) -> Select[Any]:
+    """Guided requests by slice, pipeline and everything that decides whether they can be compared."""
+    request = _by_request(span)
+    c = request.c
+    traits = [c.slice, c.pipeline, c.teacher, c.other_teacher, c.currency, c.other_currency]
+    flags = [
+        (column > 0).label(column.key) for column in (c.unfinished, c.cost_unknown, c.tokens_unknown, c.cached_unknown)
+    ]
+    choices = case((and_(c.teachers == 1, c.students > 1), c.students), else_=1)
+    return select(
+        *traits,
+        *flags,
+        func.count().label("requests"),
+        func.sum(c.actual_nano).label("actual_nano"),
+        func.sum(c.prompt).label("prompt"),
+        func.sum(c.cached).label("cached"),
+        # choices that share one guidance would each have begun with it
+        func.sum(c.guidance * choices + c.completion).label("written"),
+    ).group_by(*traits, *(flag.element for flag in flags))
+
+
+def _by_request(span: Span) -> Subquery:
+    """One row a guided request: sums over its calls; a call that was tried again counts as its last attempt."""
+    first, call, later = aliased(RECORDS, name="first"), aliased(RECORDS, name="call"), aliased(RECORDS, name="later")
+    f, c = first.c, call.c
+    last = later.c.request_id.is_(None)
+    teacher, student = and_(last, c.role == "teacher"), and_(last, c.role == "student")
+    either = or_(teacher, student)
+    broken = or_(c.prompt_tokens.is_(None), c.completion_tokens.is_(None), c.completion_tokens < 0)
+    broken = or_(broken, c.cached_tokens < 0, c.cached_tokens > c.prompt_tokens)
+    return (
+        select(
+            span.slice_of(f.started_at).label("slice"),
+            f.pipeline,
+            _count(and_(either, c.status != "final")).label("unfinished"),
+            func.min(case((teacher, c.model))).label("teacher"),
+            func.max(case((teacher, c.model))).label("other_teacher"),
+            _count(c.cost_nano.is_(None)).label("cost_unknown"),
+            func.min(c.currency).label("currency"),
+            func.max(c.currency).label("other_currency"),
+            _count(teacher).label("teachers"),
+            _count(student).label("students"),
+            func.sum(c.cost_nano).label("actual_nano"),
+            _sum(teacher, c.prompt_tokens).label("prompt"),
+            _sum(teacher, c.cached_tokens).label("cached"),
+            _count(and_(teacher, c.cached_tokens.is_(None))).label("cached_unknown"),
+            _sum(teacher, c.completion_tokens).label("guidance"),
+            _sum(student, c.completion_tokens).label("completion"),
+            _count(or_(and_(teacher, broken), and_(student, c.completion_tokens.is_(None)))).label("tokens_unknown"),
+        )
+        .select_from(first)
+        .join(call, call.c.request_id == f.request_id)
+        .outerjoin(
+            later,
+            and_(
+                later.c.request_id == c.request_id,
+                later.c.call == c.call,
+                later.c.role == c.role,
+                later.c.attempt == c.attempt + 1,
+            ),
+        )
+        .where(span.holds(f.started_at), f.role == "teacher", f.call == 0, f.attempt == 0)
+        .group_by(f.request_id, f.started_at, f.pipeline)
+        .subquery("request")
+    )
+
+
+def _unguided(span: Span) -> Select[Any]:
+    r, teacher = RECORDS.c, aliased(RECORDS, name="teacher")
+    guided = exists().where(
+        teacher.c.request_id == r.request_id,
+        teacher.c.call == 0,
+        teacher.c.role == "teacher",
+        teacher.c.attempt == 0,
+    )
+    return (
+        select(span.slice_of(r.started_at).label("slice"), r.pipeline, func.count().label("requests"))
+        .where(span.holds(r.started_at), r.role == "student", r.call == 0, r.attempt == 0, ~guided)
+        .group_by("slice", r.pipeline)
+    )
+
+
+def _count(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return func.sum(case((condition, 1), else_=0))
+
+
+def _sum(condition: ColumnElement[bool], amount: ColumnElement[int | None]) -> ColumnElement[int]:
+    return func.coalesce(func.sum(case((condition, amount))), 0)
