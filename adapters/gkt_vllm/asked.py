@@ -9,10 +9,14 @@ from typing import Any
 from gkt_plugins.contracts import LeniencyRule
 from gkt_plugins.errors import ConfigError
 
-__all__ = ["EPSILON", "Leniency", "check_epsilon"]
+__all__ = ["EPSILON", "GAMMA", "Leniency", "asked_gamma", "check_epsilon", "check_gamma"]
 
 EPSILON = "gkt_epsilon"
 """Key of a request's own leniency, in (0, 1]; 1 is lossless."""
+
+
+GAMMA = "gkt_gamma"
+"""Key of a request's own draft length, at least 0; 0 turns drafts off. Taken by our own drafter only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +51,19 @@ def check_epsilon(value: object, least: float) -> float:
         allowed = "no leniency here" if least == 1 else f"{least:g} at least here"
         raise ConfigError(f"{EPSILON} is {value:g}, and the operator allows {allowed} (vllm.max_leniency)")
     return float(value)
+
+
+def asked_gamma(sampling_params: Any, most: int) -> int:
+    """Draft tokens per block that a request wants at most; what cannot be understood is ``most``."""
+    extra = getattr(sampling_params, "extra_args", None) or {}
+    try:
+        return min(check_gamma(extra[GAMMA]), most) if GAMMA in extra else most
+    except ConfigError:
+        return most
+
+
+def check_gamma(value: object) -> int:
+    """``value`` as a draft length. :raises ConfigError: it is no integer of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{GAMMA} must be an integer of at least 0, got {value!r}; 0 turns drafts off")
+    return value

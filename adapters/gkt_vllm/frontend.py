@@ -16,7 +16,7 @@ import gkt_plugins
 from gkt_plugins.config import Config, SpeculationSection, load_config
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.exporting import GAMMA_FOR_AUTO, model_config, same_vocabulary
-from gkt_vllm.section import SECTION, GktSection, LeniencySettings, WorkerSettings
+from gkt_vllm.section import SECTION, DrafterSettings, GktSection, LeniencySettings, WorkerSettings
 from gkt_vllm.versions import check_version
 
 __all__ = ["Start", "decide"]
@@ -86,7 +86,7 @@ def decide(section: GktSection, model: str, speculative_config: object, version:
                 f"lenient verification, {leniency.rule} {leniency.epsilon:g}, at least {leniency.least:g}"
             )
     source = str((config.source or Path(section.config)).resolve())
-    workers = WorkerSettings(leniency=leniency)
+    workers = WorkerSettings(leniency=leniency, drafter=_own_drafter(config, start))
     start.section = section.model_copy(update={"config": source, "workers": workers})
     return start
 
@@ -115,21 +115,27 @@ def _draft(
         start.active.append("drafts as --speculative-config says")
         start.notes.append("--speculative-config goes before [speculation]: its drafter and gamma are not used")
         return
+    own = config.vllm.drafts_by == "gkt"
     gamma = speculation.gamma
     if gamma == "auto":
         gamma = GAMMA_FOR_AUTO
-        start.notes.append(f"gamma = 'auto' has no counterpart in vLLM: {gamma} is used; 'gkt plan' finds the best one")
+        if not own:
+            note = f"gamma = 'auto' has no counterpart in vLLM: {gamma} is used; 'gkt plan' finds the best one"
+            start.notes.append(note)
     filled: dict[str, Any] = {"num_speculative_tokens": gamma}
     options = speculation.drafter_options.model_dump()
-    if speculation.drafter == "model":
+    if own:
+        filled |= {"method": "custom_class", "model": "gkt_vllm.own_drafter.OwnDrafter"}
+        start.notes.append("drafts_by = 'gkt' runs on vLLM's first model runner, without asynchronous scheduling")
+    elif speculation.drafter == "model":
         filled |= {"method": "draft_model", "model": _draft_folder(config, model, options["draft"])}
         filled |= {"draft_sample_method": "probabilistic"}
     elif speculation.drafter == "prompt_lookup":
         filled |= {"method": "ngram", "prompt_lookup_max": options["max_ngram"], "prompt_lookup_min": 1}
     else:
         raise ConfigError(
-            f"vLLM drafts by itself and cannot run the drafter {speculation.drafter!r}; set speculation.drafter to "
-            "'model' or 'prompt_lookup'"
+            f"vLLM has no drafter {speculation.drafter!r} of its own; set vllm.drafts_by = 'gkt', or "
+            "speculation.drafter to 'model' or 'prompt_lookup'"
         )
     if speculation.verifier == "block":
         filled["rejection_sample_method"] = "block"
@@ -137,6 +143,18 @@ def _draft(
         filled["num_speculative_tokens_per_batch_size"] = [[1, config.vllm.largest_batch, gamma]]
     start.speculative_config = filled
     start.active.append(f"drafts by {speculation.drafter}, {gamma} tokens a block")
+
+
+def _own_drafter(config: Config, start: Start) -> DrafterSettings | None:
+    """What workers build, where drafts are made here."""
+    if config.speculation is None or (start.speculative_config or {}).get("method") != "custom_class":
+        return None
+    return DrafterSettings(
+        drafter=config.speculation.drafter,
+        drafter_options=config.speculation.drafter_options.model_dump(),
+        base_dir=str(config.base_dir.resolve()),
+        auto=config.speculation.gamma == "auto",
+    )
 
 
 def _draft_folder(config: Config, model: str, draft: str) -> str:

@@ -40,8 +40,8 @@ class DrafterSettings(_Frozen):
     drafter: str
     drafter_options: dict[str, Any]
     base_dir: str
-    gamma: int
-    """Draft tokens per block at most."""
+    auto: bool
+    """Draft lengths follow measured costs and acceptance, and drafts go off where they do not pay."""
 
 
 class WorkerSettings(_Frozen):

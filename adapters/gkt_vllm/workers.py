@@ -30,6 +30,10 @@ def prepare(vllm_config: Any) -> None:
         cpu_expand.mend()
     if section.workers.leniency is not None:
         _be_lenient(vllm_config, section.workers.leniency)
+    if section.workers.drafter is not None:
+        from gkt_vllm import own_drafter
+
+        own_drafter.install()
     for where, why in replaced().items():
         _log.info("gkt: replaced %s, for %s", where, why)
 

@@ -347,6 +347,8 @@ class VllmSection(Section):
     """Smallest epsilon that a request may ask for; 1 allows no leniency."""
     largest_batch: PositiveInt | None = None
     """Larger batches run without drafts; absent, every batch has them."""
+    drafts_by: Literal["vllm", "gkt"] = "vllm"
+    """`gkt` runs the drafter here, on vLLM's first model runner: gamma per request, `gamma = "auto"`."""
     allow_untested_version: bool = False
     """Start in a release of vLLM that these plugins were not tried on."""
 
