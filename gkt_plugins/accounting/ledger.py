@@ -8,73 +8,50 @@ group commit); callers await the durability of their own record only.
 from __future__ import annotations
 
 import asyncio
-import logging
-import queue
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, and_, bindparam, insert, select, update
-
-from gkt_plugins.accounting._database import connect, sentence
-from gkt_plugins.accounting._writers import Writer, is_alive, only_one, remove_dead
+from gkt_plugins.accounting._reservations import Reserve, Room, Settle, check_reserve, check_settle
+from gkt_plugins.accounting._rows import call_row, request_row
+from gkt_plugins.accounting._store import Group, Result, Store
+from gkt_plugins.accounting._trouble import sentence
+from gkt_plugins.accounting._writing import WriterThread
 from gkt_plugins.accounting.budgets import Budget
-from gkt_plugins.accounting.location import ledger_path
-from gkt_plugins.accounting.records import read_records
+from gkt_plugins.accounting.location import Location
+from gkt_plugins.accounting.records import read_records, read_requests
 from gkt_plugins.accounting.requests import RequestRecord
-from gkt_plugins.accounting.schema import KEY, METADATA, RECORDS, row_of
 from gkt_plugins.contracts import UsageRecord
-from gkt_plugins.errors import BackendError
+from gkt_plugins.errors import BackendError, require
 
 __all__ = ["Ledger"]
 
-_log = logging.getLogger(__name__)
-
-_GROUP = 512
-"""Most records of one commit."""
-
-_SAME_KEY = and_(*(RECORDS.c[name] == bindparam(f"key_{name}") for name in KEY))
-_FIND = select(RECORDS.c.status, RECORDS.c.started_at).where(_SAME_KEY)
-_INSERT = insert(RECORDS)
-_CLOSE = update(RECORDS).where(_SAME_KEY)
-
-
-class _Waiting(NamedTuple):
-    row: dict[str, Any]
-    done: Future[None]
-
 
 class Ledger:
-    """Usage records on disk. Safe from any thread and event loop, and from several processes on one file."""
+    """Usage records on disk. Safe from any event loop, and from several processes on one database."""
 
     @classmethod
     def open(cls, url: str, *, base_dir: Path | None = None) -> Ledger:
-        """Open the ledger at ``url`` (``sqlite:///PATH``), make it where there is none, and recover it.
+        """Open the ledger at ``url``, make it where there is none, bring its tables up to date, and recover it.
 
-        A relative path starts at ``base_dir``, by default the working directory.
-
-        :raises ConfigError: not the URL of an SQLite file.
-        :raises BackendError: the file or its folder cannot be used.
+        :param url: ``sqlite:///PATH`` or ``postgresql://USER:PASSWORD@HOST/DATABASE``.
+        :param base_dir: where a relative path starts; by default the working directory.
+        :raises ConfigError: a URL of neither kind.
+        :raises BackendError: the database cannot be used, or a newer version of this package made it.
+        :raises MissingDependencyError: PostgreSQL without its driver.
         """
-        return cls(ledger_path(url, base_dir))
+        return cls(Location.of(url, base_dir))
 
-    def __init__(self, path: Path) -> None:
-        """Prefer :meth:`open`. ``path``: the SQLite file."""
-        self.path = path
-        self._folder = path.with_name(path.name + ".writers")
-        self._engine = connect(path)
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+    def __init__(self, place: Path | Location) -> None:
+        """Prefer :meth:`open`. ``place``: an SQLite file, or where else the ledger is."""
+        self.location = Location.of(place)
+        self._store = _open(self.location)
+        self.recovered = self._store.recovered
+        """How many orphans of dead processes the opening marked."""
         self._gate = threading.Lock()
         self._closed = False
-        with sentence(path, "opened"), only_one(self._folder):
-            _make(self._engine)
-            self.recovered = _recover(self._engine, self._folder)
-            """How many orphans of dead processes the opening marked."""
-            self._writer = Writer(self._folder)
-        self._thread = threading.Thread(target=self._write_all, name="gkt-ledger", daemon=True)
-        self._thread.start()
+        self._thread = WriterThread(self._write)
 
     async def opened(self, record: UsageRecord) -> None:
         """Put an ``open`` record on disk; returns once it is durable. Call it before the request goes out.
@@ -86,7 +63,7 @@ class Ledger:
         """
         if record.status != "open":
             raise ValueError(f"an opening record has status 'open', got {record.status!r}")
-        await asyncio.wrap_future(self._submit(record))
+        await self._submit("calls", call_row(record, self._store.writer))
 
     async def closed(self, record: UsageRecord) -> None:
         """Put the outcome of a call on disk; returns once it is durable. Call it before the last byte goes out.
@@ -100,7 +77,7 @@ class Ledger:
         """
         if record.status == "open":
             raise ValueError("a closing record says how the call ended, got status 'open'")
-        await asyncio.wrap_future(self._submit(record))
+        await self._submit("calls", call_row(record, self._store.writer))
 
     async def request(self, record: RequestRecord) -> None:
         """Put what became of a client's request on disk; returns once it is durable. Replays change nothing.
@@ -108,7 +85,7 @@ class Ledger:
         :raises BackendError: the ledger cannot be written.
         :raises ValueError: a record that could not be given back as it was.
         """
-        raise NotImplementedError
+        await self._submit("requests", request_row(record))
 
     async def reserve(
         self, reservation_id: str, budgets: Sequence[Budget], amount_nano: int, day: str
@@ -121,7 +98,12 @@ class Ledger:
         :returns: the first budget without room, and nothing is reserved; None when all have it.
         :raises BackendError: the ledger cannot be written.
         """
-        raise NotImplementedError
+        check_reserve(budgets, amount_nano)
+        if not budgets:
+            return None
+        operation = Reserve(reservation_id, tuple(budgets), amount_nano, day)
+        refused: Budget | None = await self._submit("budgets", operation)
+        return refused
 
     async def settle(self, reservation_id: str, spent_nano: int | None) -> None:
         """Replace a reservation by what was spent; unknown (None) counts as all that was reserved.
@@ -130,21 +112,30 @@ class Ledger:
 
         :raises BackendError: the ledger cannot be written.
         """
-        raise NotImplementedError
+        check_settle(spent_nano)
+        await self._submit("budgets", Settle(reservation_id, spent_nano))
 
     async def room(self, budgets: Sequence[Budget], day: str) -> int:
         """The least that any of ``budgets`` (at least one) has left on ``day``, in nano-units, at least 0.
 
         :raises BackendError: the ledger cannot be read.
         """
-        raise NotImplementedError
+        if not budgets:
+            raise ValueError("the room of no budget is endless, expected at least one")
+        left: int = await self._submit("budgets", Room(tuple(budgets), day))
+        return left
 
     def records(self, *, since: float | None = None) -> Iterator[UsageRecord]:
         """Every record on disk, by key; only calls started at or after ``since`` (seconds since the epoch)."""
-        return read_records(self.path, since=since)
+        return read_records(self.location, since=since)
+
+    def requests(self, *, since: float | None = None) -> Iterator[RequestRecord]:
+        """Every request on disk, in the order of their start; as :func:`read_requests`."""
+        return read_requests(self.location, since=since)
 
     async def aclose(self) -> None:
-        """Write what waits, mark this ledger's calls that are still open as ``interrupted``, and let go of the file.
+        """Write what waits, mark this ledger's calls that are still open as ``interrupted``, release what it had
+        reserved, and let go of the database.
 
         Safe to call twice.
 
@@ -156,99 +147,34 @@ class Ledger:
         """:meth:`aclose` for code without an event loop."""
         with self._gate:
             first, self._closed = not self._closed, True
-            if first:
-                self._queue.put(None)
-        self._thread.join()
         if not first:
             return
+        self._thread.stop()
         try:
-            with sentence(self.path, "closed"), self._engine.begin() as connection:
-                _interrupt(connection, [self._writer.id])
+            with sentence(self.location, "closed", *self._store.errors):
+                self._store.interrupt([self._store.writer])
         finally:
-            self._writer.release()
-            self._engine.dispose()
+            self._store.close()
 
-    def _submit(self, record: UsageRecord) -> Future[None]:
-        waiting = _Waiting(row_of(record, self._writer.id), Future())
-        waiting.done.set_running_or_notify_cancel()  # a record handed over is written, whoever stops waiting for it
-        with self._gate:
+    def _submit(self, kind: Literal["calls", "requests", "budgets"], what: Any) -> asyncio.Future[Any]:
+        with self._gate:  # so that nothing is handed over after the thread was told to end
             if self._closed:
-                raise BackendError(f"the ledger {str(self.path)!r} is closed; open it again to write")
-            self._queue.put(waiting)
-        return waiting.done
+                raise BackendError(f"the ledger {str(self.location)!r} is closed; open it again to write")
+            return self._thread.submit(kind, what)
 
-    def _write_all(self) -> None:
-        """The writer thread: commit what has gathered while the last commit ran."""
-        more = True
-        while more:
-            group: list[_Waiting] = []
-            try:
-                item = self._queue.get()
-                while item is not None:
-                    group.append(item)
-                    if len(group) == _GROUP:
-                        break
-                    item = self._queue.get_nowait()
-                more = item is not None
-            except queue.Empty:
-                pass
-            if group:
-                self._commit(group)
-
-    def _commit(self, group: Sequence[_Waiting]) -> None:
-        try:
-            with sentence(self.path, "written"), self._engine.begin() as connection:
-                refusals = [_write(connection, waiting.row) for waiting in group]
-        except Exception as exc:  # noqa: BLE001 - it belongs to the callers who wait, and this thread must live on
-            for waiting in group:
-                waiting.done.set_exception(exc)
-            return
-        for waiting, refusal in zip(group, refusals, strict=True):
-            if refusal is None:
-                waiting.done.set_result(None)
-            else:
-                waiting.done.set_exception(BackendError(refusal))
+    def _write(self, group: Group) -> list[Result]:
+        with sentence(self.location, "written", *self._store.errors):
+            return self._store.write(group)
 
 
-def _make(engine: Engine) -> None:
-    raw = engine.raw_connection()
-    try:
-        raw.cursor().execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
-    finally:
-        raw.close()
-    with engine.begin() as connection:
-        METADATA.create_all(connection)
+def _open(location: Location) -> Store:
+    if location.path is not None:
+        from gkt_plugins.accounting._sqlite import SQLiteStore
 
+        with sentence(location, "opened"):
+            return SQLiteStore(location.path)
+    from gkt_plugins.accounting._postgresql import PostgreSQLStore
 
-def _write(connection: Connection, row: dict[str, Any]) -> str | None:
-    """Apply one record inside the running transaction; a sentence when its key is another call's."""
-    key = {f"key_{name}": row[name] for name in KEY}
-    found = connection.execute(_FIND, key).one_or_none()
-    if found is None:
-        connection.execute(_INSERT, row)
-        return None
-    if found.started_at != row["started_at"]:
-        return (
-            f"the ledger already has another call {row['request_id']!r}, {row['role']} {row['call']}, attempt "
-            f"{row['attempt']}, begun at {found.started_at}; give every request its own id and every retry its attempt"
-        )
-    if row["status"] != "open" and found.status in ("open", "interrupted"):
-        connection.execute(_CLOSE, key | {name: value for name, value in row.items() if name not in KEY})
-    return None
-
-
-def _recover(engine: Engine, folder: Path) -> int:
-    """Mark the open rows of writers that are gone; rows of living ones are theirs. Returns how many."""
-    with engine.begin() as connection:
-        owners = connection.scalars(select(RECORDS.c.writer).where(RECORDS.c.status == "open").distinct()).all()
-        marked = _interrupt(connection, [owner for owner in owners if not is_alive(folder, owner)])
-    remove_dead(folder)
-    if marked:
-        _log.warning("%d calls were cut off when their process ended; marked interrupted, estimated", marked)
-    return marked
-
-
-def _interrupt(connection: Connection, writers: Sequence[str]) -> int:
-    """What is known of such a call is what was known when it began, so it is an estimate; an unknown cost stays so."""
-    orphans = and_(RECORDS.c.status == "open", RECORDS.c.writer.in_(writers))
-    return connection.execute(update(RECORDS).where(orphans).values(status="interrupted", estimated=True)).rowcount
+    psycopg = require("psycopg", extra="postgresql")
+    with sentence(location, "opened", psycopg.Error):
+        return PostgreSQLStore(location)

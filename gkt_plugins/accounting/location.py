@@ -1,7 +1,8 @@
-"""Where a ledger is kept: SQLite files for now, named by a database URL."""
+"""Where a ledger is kept: an SQLite file or a PostgreSQL database, named by a URL."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import URL, make_url
@@ -9,25 +10,56 @@ from sqlalchemy.exc import ArgumentError
 
 from gkt_plugins.errors import ConfigError
 
-__all__ = ["ledger_path"]
+__all__ = ["Location"]
+
+_SQLITE = ("sqlite", "sqlite+pysqlite")
+_POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
 
 
-def ledger_path(url: str, base_dir: Path | None = None) -> Path:
-    """The file that ``url`` names; a relative one starts at ``base_dir`` (default: the working directory).
+@dataclass(frozen=True, slots=True)
+class Location:
+    """An SQLite file, or a PostgreSQL database; one of the two is set."""
 
-    :raises ConfigError: not the URL of an SQLite file.
-    """
-    try:
-        parsed: URL = make_url(url)
-    except ArgumentError as exc:
-        raise ConfigError(f'ledger.url must be a database URL such as "sqlite:///gkt.db", got {url!r}') from exc
-    if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise ConfigError(
-            f'ledger.url must name an SQLite file, such as "sqlite:///gkt.db"; this version keeps no ledger in '
-            f"{parsed.get_backend_name()!r}"
-        )
-    if parsed.host or parsed.query or not parsed.database or parsed.database.startswith((":memory:", "file:")):
-        raise ConfigError(
-            f'ledger.url must name an SQLite file that outlives the process, such as "sqlite:///gkt.db", got {url!r}'
-        )
-    return (base_dir or Path()) / parsed.database
+    path: Path | None = None
+    url: URL | None = None
+    """Holds the password: never to be shown."""
+
+    def __str__(self) -> str:
+        """For people: the file, or the URL without its password."""
+        if self.url is None:
+            return str(self.path)
+        return self.url.difference_update_query(["password"]).render_as_string(hide_password=True)
+
+    @classmethod
+    def of(cls, ledger: str | Path | Location, base_dir: Path | None = None) -> Location:
+        """The place that a URL, or the path of an SQLite file, names.
+
+        A relative path in a URL starts at ``base_dir`` (default: the working directory).
+
+        :raises ConfigError: a URL that names neither an SQLite file nor a PostgreSQL database.
+        """
+        if isinstance(ledger, Location):
+            return ledger
+        if isinstance(ledger, Path):
+            return cls(path=ledger)
+        try:
+            parsed = make_url(ledger)
+        except (ArgumentError, ValueError) as exc:  # ValueError: a port that is no number
+            raise ConfigError(
+                'ledger.url must be a database URL such as "sqlite:///gkt.db" or "postgresql://host/gkt", '
+                f"and what came is none; its beginning is {ledger[:8]!r}"
+            ) from exc
+        if parsed.drivername in _POSTGRESQL:
+            return cls(url=parsed.set(drivername="postgresql"))
+        if parsed.drivername not in _SQLITE:
+            raise ConfigError(
+                'ledger.url must name an SQLite file or a PostgreSQL database, such as "sqlite:///gkt.db" or '
+                f'"postgresql://host/gkt"; no ledger is kept in {parsed.get_backend_name()!r}'
+            )
+        file = parsed.database
+        if parsed.host or parsed.query or not file or file.startswith((":memory:", "file:")):
+            raise ConfigError(
+                'ledger.url must name an SQLite file that outlives the process, such as "sqlite:///gkt.db", '
+                f"got {ledger!r}"
+            )
+        return cls(path=(base_dir or Path()) / file)

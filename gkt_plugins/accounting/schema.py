@@ -1,15 +1,13 @@
-"""The ledger's tables. Portable SQLAlchemy Core; counts, times, money and names, and never any text."""
+"""The ledger's tables. Portable SQLAlchemy Core; counts, times, money and names, and never any text.
+
+What a change here needs: a step in ``migrations/versions`` that turns the old tables into these.
+"""
 
 from __future__ import annotations
 
-from typing import Any, get_args, get_type_hints
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Row, String, Table
-
-from gkt_plugins.accounting.money import NANO, nanoseconds
-from gkt_plugins.contracts import Role, Usage, UsageRecord
-
-__all__ = ["KEY", "METADATA", "RECORDS", "REQUESTS", "record_of", "row_of"]
+__all__ = ["BUDGETS", "KEY", "METADATA", "RECORDS", "REQUESTS", "RESERVATIONS"]
 
 METADATA = MetaData()
 
@@ -61,6 +59,27 @@ REQUESTS = Table(
     Column("retries", Integer, nullable=False),
 )
 
+BUDGETS = Table(
+    "budget_days",
+    METADATA,
+    Column("scope", String, primary_key=True),
+    Column("currency", String, primary_key=True),
+    Column("day", String, primary_key=True),
+    Column("spent_nano", BigInteger, nullable=False),
+    Column("reserved_nano", BigInteger, nullable=False),
+)
+
+RESERVATIONS = Table(
+    "budget_reservations",
+    METADATA,
+    Column("reservation_id", String, primary_key=True),
+    Column("scope", String, primary_key=True),
+    Column("currency", String, nullable=False),
+    Column("day", String, nullable=False),
+    Column("amount_nano", BigInteger, nullable=False),
+    Column("writer", String, nullable=False),
+)
+
 KEY = ("request_id", "call", "role", "attempt")
 
 Index("requests_started_at", REQUESTS.c.started_at)
@@ -71,78 +90,3 @@ Index(  # recovery looks for open rows only, however long the ledger grows
     sqlite_where=RECORDS.c.status == "open",
     postgresql_where=RECORDS.c.status == "open",
 )
-
-_STATUSES = get_args(get_type_hints(UsageRecord)["status"])
-_INT64 = range(-(2**63), 2**63)
-_END_OF_CALENDAR = 2.0**32
-"""Seconds; the year 2106. Anything beyond is a mistake, such as milliseconds."""
-
-
-def row_of(record: UsageRecord, writer: str) -> dict[str, Any]:
-    """The columns of ``record``.
-
-    :raises ValueError: a record that the ledger could not give back as it was.
-    """
-    usage = record.usage
-    if record.status not in _STATUSES or record.role not in get_args(Role):
-        raise ValueError(f"a usage record has a role in {get_args(Role)} and a status in {_STATUSES}, got {record!r}")
-    if not 0 < record.started_at < _END_OF_CALENDAR:
-        raise ValueError(f"a usage record needs started_at, seconds since the epoch, got {record.started_at!r}")
-    if usage.seconds is not None and not 0 <= usage.seconds < _END_OF_CALENDAR:
-        raise ValueError(f"a usage record's seconds are at least 0, or None for unknown, got {usage.seconds!r}")
-    row = {
-        "request_id": record.request_id,
-        "call": record.call,
-        "role": record.role,
-        "attempt": record.attempt,
-        "pipeline": record.pipeline,
-        "engine": record.engine,
-        "model": record.model,
-        "status": record.status,
-        "started_at": float(record.started_at),
-        "prompt_tokens": usage.prompt_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "drafted_tokens": usage.drafted_tokens,
-        "accepted_tokens": usage.accepted_tokens,
-        "duration_ns": None if usage.seconds is None else nanoseconds(usage.seconds),
-        "estimated": usage.estimated,
-        "currency": record.currency,
-        "cost_nano": record.cost_nano,
-        "price_source": record.price_source,
-        "writer": writer,
-    }
-    for name, value in row.items():
-        if isinstance(value, int) and value not in _INT64:
-            raise ValueError(f"a usage record's {name} must fit 64 bits, got {value}")
-        if isinstance(value, str):
-            value.encode()  # a lone surrogate fails here, alone, instead of failing a whole commit
-    return row
-
-
-def record_of(row: Row[Any]) -> UsageRecord:
-    """The record that :func:`row_of` wrote."""
-    usage = Usage(
-        prompt_tokens=row.prompt_tokens,
-        cached_tokens=row.cached_tokens,
-        completion_tokens=row.completion_tokens,
-        drafted_tokens=row.drafted_tokens,
-        accepted_tokens=row.accepted_tokens,
-        seconds=None if row.duration_ns is None else row.duration_ns / NANO,
-        estimated=row.estimated,
-    )
-    return UsageRecord(
-        request_id=row.request_id,
-        call=row.call,
-        role=row.role,
-        attempt=row.attempt,
-        engine=row.engine,
-        model=row.model,
-        status=row.status,
-        usage=usage,
-        currency=row.currency,
-        cost_nano=row.cost_nano,
-        price_source=row.price_source,
-        started_at=row.started_at,
-        pipeline=row.pipeline,
-    )

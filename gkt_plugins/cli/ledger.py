@@ -16,6 +16,7 @@ import typer
 from gkt_plugins.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
+    from gkt_plugins.accounting.location import Location
     from gkt_plugins.contracts import PriceSource
 
 __all__ = ["register"]
@@ -41,7 +42,8 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="gkt.toml; default: GKT_CONFIG, else gkt.toml in this folder.")
 ]
 UrlOption = Annotated[
-    str | None, typer.Option("--url", help="The ledger, as sqlite:///FILE; default: the configuration's.")
+    str | None,
+    typer.Option("--url", help="sqlite:///FILE or postgresql://HOST/DATABASE; default: the configuration's."),
 ]
 SinceOption = Annotated[
     str | None, typer.Option("--since", help="Only calls from this day or time on, e.g. 2026-11-21; UTC.")
@@ -64,10 +66,10 @@ def report(
     from gkt_plugins.accounting.records import read_records
     from gkt_plugins.accounting.report import DIMENSIONS, build_report
 
-    path, prices = _ledger_and_prices(config, url)
+    place, prices = _ledger_and_prices(config, url)
     chosen = [name for name in DIMENSIONS if name in (by or [By.MODEL])]
     ratios = dict(_parse_ratio(text) for text in ratio or [])
-    built = build_report(read_records(path, since=_parse_since(since)), chosen, prices=prices, token_ratios=ratios)
+    built = build_report(read_records(place, since=_parse_since(since)), chosen, prices=prices, token_ratios=ratios)
     if as_json:
         typer.echo(json.dumps(built.as_json(), ensure_ascii=False, indent=2))
     else:
@@ -83,10 +85,10 @@ def recover(config: ConfigOption = None, url: UrlOption = None) -> None:
     """Mark calls whose process died as interrupted. Every opening of the ledger does this by itself."""
     from gkt_plugins.accounting.ledger import Ledger
 
-    path, _ = _ledger_and_prices(config, url)
-    if not path.is_file():
-        raise BackendError(f"there is no ledger at {str(path)!r}; name another with --url")
-    opened = Ledger(path)
+    place, _ = _ledger_and_prices(config, url)
+    if place.path is not None and not place.path.is_file():
+        raise BackendError(f"there is no ledger at {str(place)!r}; name another with --url")
+    opened = Ledger(place)
     opened.close()
     typer.echo(f"{opened.recovered} calls marked interrupted.")
 
@@ -102,8 +104,8 @@ def export(
     from gkt_plugins.accounting.export import write_jsonl
     from gkt_plugins.accounting.records import read_records
 
-    path, _ = _ledger_and_prices(config, url)
-    records = read_records(path, since=_parse_since(since))
+    place, _ = _ledger_and_prices(config, url)
+    records = read_records(place, since=_parse_since(since))
     if jsonl == "-":
         write_jsonl(records, sys.stdout)
         return
@@ -115,20 +117,20 @@ def export(
     typer.echo(f"{lines} records written to {jsonl}.", err=True)
 
 
-def _ledger_and_prices(config: Path | None, url: str | None) -> tuple[Path, PriceSource | None]:
+def _ledger_and_prices(config: Path | None, url: str | None) -> tuple[Location, PriceSource | None]:
     """Where the ledger is, and today's prices. With ``--url`` alone no configuration is read, so prices are unknown."""
-    from gkt_plugins.accounting.location import ledger_path
+    from gkt_plugins.accounting.location import Location
 
     if url is not None and config is None:
-        return ledger_path(url), None
+        return Location.of(url), None
     from gkt_plugins.accounting.accountant import price_sources
     from gkt_plugins.config import load_config
     from gkt_plugins.plugins import load_plugins
 
     plugins = load_plugins()
     loaded = load_config(config, plugins=plugins)
-    path = ledger_path(loaded.ledger.resolved_url(os.environ), loaded.base_dir) if url is None else ledger_path(url)
-    return path, price_sources(loaded, plugins)
+    place = Location.of(loaded.ledger.resolved_url(os.environ), loaded.base_dir) if url is None else Location.of(url)
+    return place, price_sources(loaded, plugins)
 
 
 def _parse_since(text: str | None) -> float | None:

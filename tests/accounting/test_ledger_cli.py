@@ -108,9 +108,9 @@ def test_recover_says_how_many_calls_it_marked(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "gkt.db")
     record = UsageRecord("r", 0, "student", 0, "e", "m", "open", started_at=1.0)
     asyncio.run(ledger.opened(record))
-    url = f"sqlite:///{ledger.path}"
+    url = f"sqlite:///{ledger.location.path}"
     assert gkt("recover", "--url", url) == "0 calls marked interrupted.\n"  # its writer lives
-    ledger._writer.release()  # as the kernel does when the process is killed
+    ledger._store._mark.release()  # as the kernel does when the process is killed
     assert gkt("recover", "--url", url) == "1 calls marked interrupted.\n"
     ledger.close()
 
@@ -128,7 +128,7 @@ def test_a_ledger_that_does_not_exist_is_not_made_by_looking(tmp_path: Path, ver
         (["--since", "yesterday"], "--since must be a day or a time, such as .*, got 'yesterday'"),
         (["--ratio", "large=2"], "--ratio must be TEACHER,STUDENT=R .*, got 'large=2'"),
         (["--ratio", "large,small=0"], "--ratio must be TEACHER,STUDENT=R with R above 0"),
-        (["--url", "mysql://db/gkt"], "keeps no ledger in 'mysql'"),
+        (["--url", "mysql://db/gkt"], "no ledger is kept in 'mysql'"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(config: Path, arguments: list[str], message: str) -> None:

@@ -1,0 +1,118 @@
+"""The ledger in an SQLite file: WAL, durable commits, one statement for many rows."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
+
+from gkt_plugins.accounting._migrate import migrate
+from gkt_plugins.accounting._rows import Row
+from gkt_plugins.accounting._store import Store
+from gkt_plugins.accounting._writers import Writer, is_alive, only_one, remove_dead
+
+__all__ = ["SQLiteStore", "sqlite_engine"]
+
+_BUSY_TIMEOUT_S = 30.0
+"""How long to wait for another process's commit, which takes milliseconds."""
+
+_CHUNKS = (256, 64, 16, 4, 1)
+"""Rows of one INSERT: few sizes, so that each is compiled once and kept."""
+
+
+def sqlite_engine(path: Path, *, read_only: bool = False) -> Engine:
+    """An SQLAlchemy engine whose transactions start as it says, not as Python's driver guesses.
+
+    A reader sees one unmoving snapshot, cannot write, and blocks nobody.
+    """
+    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_TIMEOUT_S})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+class SQLiteStore(Store):
+    """One file, shared by the processes of one machine."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file at ``path``, bring its tables up to date, and recover it."""
+        self._folder = path.with_name(path.name + ".writers")
+        with only_one(self._folder):
+            self.connection = sqlite3.connect(
+                path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
+                self.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, not only a dead process
+                engine = sqlite_engine(path)
+                try:
+                    migrate(engine)
+                finally:
+                    engine.dispose()
+                self.recovered = self.recover()
+                remove_dead(self._folder)
+                self._mark = Writer(self._folder)
+            except BaseException:
+                self.connection.close()
+                raise
+        self.writer = self._mark.id
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self.connection.execute(sql, parameters)
+
+    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        self.connection.executemany(sql, rows)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        self.connection.execute("BEGIN IMMEDIATE")  # so that a read followed by a write never fails half-way
+        try:
+            yield
+            self.connection.execute("COMMIT")
+        except BaseException:
+            if self.connection.in_transaction:  # some errors, such as a full disk, have ended it already
+                self.connection.execute("ROLLBACK")
+            raise
+
+    def insert(self, table: Table, rows: Sequence[Row], conflict: str) -> int:
+        if len(rows) not in _CHUNKS and not self.connection.in_transaction:
+            with self.transaction():
+                return self.insert(table, rows, conflict)
+        written, start = 0, 0
+        for size in _CHUNKS:
+            while len(rows) - start >= size:
+                chunk = chain.from_iterable(rows[start : start + size])
+                written += self.execute(_insert(table, size) + conflict, tuple(chunk)).rowcount
+                start += size
+        return written
+
+    def is_alive(self, writer: str) -> bool:
+        return is_alive(self._folder, writer)
+
+    def among(self, column: str) -> str:
+        return f"{column} IN (SELECT value FROM json_each(?))"
+
+    def close(self) -> None:
+        self._mark.release()
+        self.connection.close()
+
+
+@functools.cache
+def _insert(table: Table, rows: int) -> str:
+    row = f"({', '.join('?' * len(table.columns))})"
+    return f"INSERT INTO {table.name} VALUES {', '.join([row] * rows)}"
