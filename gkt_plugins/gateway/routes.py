@@ -1,0 +1,177 @@
+"""The addresses of the OpenAI API, as bare ASGI applications: one request each, from its bytes to its record."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route as HttpRoute
+from starlette.types import Receive, Scope, Send
+
+from gkt_plugins.errors import GktError
+from gkt_plugins.gateway.forwarding import forward_answer, refuse_unserved
+from gkt_plugins.gateway.limits import read_body
+from gkt_plugins.gateway.presence import ClientGoneError, Presence
+from gkt_plugins.gateway.state import GatewayState
+from gkt_plugins.gateway.streaming import stream_answer
+from gkt_plugins.gateway.turns import Turn, send_error, send_json
+from gkt_plugins.gateway.whole import whole_answer
+from gkt_plugins.openai_wire.errors import ApiError, InvalidRequest, error_body
+from gkt_plugins.openai_wire.replies import model_list
+from gkt_plugins.openai_wire.requests import GUIDANCE_HEADER, Route, parse, read_model
+
+__all__ = ["AnswerRoute", "routes"]
+
+_GUIDANCE_HEADER = GUIDANCE_HEADER.encode()
+
+
+class AnswerRoute:
+    """``POST /v1/chat/completions`` and ``POST /v1/completions``."""
+
+    def __init__(self, state: GatewayState, route: Route) -> None:
+        self._state = state
+        self._route: Route = route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        try:
+            turn = await self._begin(scope, receive, send, began)
+        except ClientDisconnect:
+            return
+        except GktError as exc:
+            self._state.metrics.refused(await send_error(send, exc))
+            return
+        self._state.metrics.request_began(streamed=turn.asked.stream)
+        try:
+            await self._finish(turn)
+        finally:
+            self._state.metrics.request_ended(streamed=turn.asked.stream)
+
+    async def _begin(self, scope: Scope, receive: Receive, send: Send, began: float) -> Turn:
+        """Everything up to knowing who asks for what."""
+        state = self._state
+        client = state.access.authenticate(scope)
+        state.limits.admit(client)
+        body = _decoded(await read_body(scope, receive, max_bytes=state.config.gateway.max_body_bytes))
+        served = state.served(read_model(body), client)
+        said = next((value for name, value in scope["headers"] if name == _GUIDANCE_HEADER), None)
+        headers = None if said is None else {GUIDANCE_HEADER: said.decode("latin-1")}
+        asked = parse(self._route, body, headers=headers, default_sampling=served.sampling)
+        return Turn(state, scope, receive, send, asked, served, client, began=began)
+
+    async def _finish(self, turn: Turn) -> None:
+        """Answer, and put on record what became of it."""
+        code = ""
+        try:
+            async with Presence(turn.receive), asyncio.timeout(turn.state.config.gateway.request_timeout_s):
+                await _answer(turn)
+        except ClientGoneError:
+            await turn.over("cancelled")
+            return
+        except asyncio.CancelledError:
+            await turn.over("cancelled")
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever it was, the client is told, and the ledger
+            error = _timed_out(turn) if isinstance(exc, TimeoutError) else exc
+            code = await turn.fail(error)
+            await turn.over("refused" if error_body(error)[0] < 500 else "error", code)
+            return
+        await turn.over("ok")
+
+
+async def _answer(turn: Turn) -> None:
+    asked = turn.asked
+    forwarded = bool(asked.features)
+    if forwarded:
+        refuse_unserved(turn)
+    turn.admission = await turn.state.opened.ladder.admit(
+        turn.client, asked.requests, turn.served.parts, forwarded=forwarded
+    )
+    if forwarded:
+        await forward_answer(turn)
+    elif asked.stream:
+        await stream_answer(turn)
+    else:
+        await whole_answer(turn)
+
+
+def _timed_out(turn: Turn) -> ApiError:
+    seconds = turn.state.config.gateway.request_timeout_s
+    return ApiError(
+        f"an answer may take {seconds:g} s, and this one took longer; ask for fewer max_tokens, or raise "
+        "gateway.request_timeout_s",
+        status=504,
+        kind="api_error",
+        code="upstream_timeout",
+    )
+
+
+def _decoded(data: bytes) -> object:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as exc:
+        raise InvalidRequest(
+            f"the request's body must be JSON in UTF-8, and is not: {exc}", code="invalid_json"
+        ) from exc
+
+
+def routes(state: GatewayState) -> list[HttpRoute]:
+    """The gateway's own addresses, the busiest first."""
+
+    async def models(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            names = state.models(state.access.authenticate(scope))
+        except GktError as exc:
+            state.metrics.refused(await send_error(send, exc))
+            return
+        await send_json(send, 200, model_list(names, created=state.started_at))
+
+    async def model(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            client = state.access.authenticate(scope)
+            name = read_model({"model": scope["path_params"]["model"]})
+            state.served(name, client)
+        except GktError as exc:
+            state.metrics.refused(await send_error(send, exc))
+            return
+        await send_json(send, 200, model_list([name.text], created=state.started_at)["data"][0])
+
+    async def health(request: Request) -> Response:
+        return Response(b'{"status":"ok"}', media_type="application/json")
+
+    async def ready(request: Request) -> Response:
+        status, body = await state.readiness.report()
+        return Response(orjson.dumps(body), status, media_type="application/json")
+
+    async def metrics(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            state.access.authenticate_admin(scope)
+        except GktError as exc:
+            state.metrics.refused(await send_error(send, exc))
+            return
+        accept = next((value for name, value in scope["headers"] if name == b"accept"), b"").decode("latin-1")
+        page, content_type = state.metrics.page(accept)
+        await Response(page, media_type=content_type)(scope, receive, send)
+
+    return [
+        HttpRoute("/v1/chat/completions", AnswerRoute(state, "chat"), methods=["POST"]),
+        HttpRoute("/v1/completions", AnswerRoute(state, "completions"), methods=["POST"]),
+        HttpRoute("/v1/models", _Bare(models), methods=["GET"]),
+        HttpRoute("/v1/models/{model:path}", _Bare(model), methods=["GET"]),
+        HttpRoute("/health", health, methods=["GET"]),
+        HttpRoute("/ready", ready, methods=["GET"]),
+        HttpRoute("/metrics", _Bare(metrics), methods=["GET"]),
+    ]
+
+
+class _Bare:
+    """A function as the ASGI application that it is; starlette would take it for a view."""
+
+    def __init__(self, application) -> None:  # type: ignore[no-untyped-def]
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._application(scope, receive, send)

@@ -1,0 +1,132 @@
+"""What a running gateway has open, shared by all of its requests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gkt_plugins.accounting.accountant import Accountant
+from gkt_plugins.contracts import Forwarder, PriceSource, Sampling
+from gkt_plugins.errors import ConfigError
+from gkt_plugins.gateway.access import Access, Client
+from gkt_plugins.gateway.budgeting import Ladder
+from gkt_plugins.gateway.health import Readiness
+from gkt_plugins.gateway.limits import RateLimits
+from gkt_plugins.gateway.metrics import Metrics
+from gkt_plugins.guidance.exchange import Parts
+from gkt_plugins.guidance.pipeline import default_sampling, open_pipelines
+from gkt_plugins.openai_wire.errors import InvalidRequest
+from gkt_plugins.openai_wire.requests import PREFIX, ModelName
+
+if TYPE_CHECKING:
+    from gkt_plugins.config import Config
+    from gkt_plugins.plugins import Plugins
+
+__all__ = ["GatewayState", "Opened", "Served"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """One pipeline, ready to answer."""
+
+    name: str
+    parts: Parts
+    sampling: Sampling
+    """For requests that do not say how."""
+    forwarder: Forwarder | None
+    """The student, where it speaks the OpenAI API itself."""
+
+    @property
+    def teacher(self) -> str | None:
+        """Its model."""
+        return None if self.parts.teacher is None else self.parts.teacher.model
+
+    @property
+    def student(self) -> str:
+        """Its model."""
+        return self.parts.student.model
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What has to be closed again."""
+
+    pipelines: Mapping[str, Served]
+    accounts: Accountant
+    prices: PriceSource
+    ladder: Ladder
+
+
+class GatewayState:
+    """Everything that requests share. What needs an event loop is there inside :meth:`running`."""
+
+    def __init__(self, config: Config, plugins: Plugins, env: Mapping[str, str]) -> None:
+        """:raises ConfigError: the configuration has no pipeline, or its keys cannot be used."""
+        if not config.pipelines:
+            raise ConfigError("a gateway serves pipelines, and the configuration has none; add [pipelines.default]")
+        self.config = config
+        self.plugins = plugins
+        self.env = env
+        self.access = Access.from_config(config)
+        self.limits = RateLimits(config.gateway.requests_per_minute, self.access.clients)
+        self.metrics = Metrics()
+        self.readiness = Readiness({})
+        self.started_at = int(time.time())
+        self._opened: Opened | None = None
+
+    @property
+    def opened(self) -> Opened:
+        """:raises RuntimeError: outside :meth:`running`."""
+        if self._opened is None:
+            raise RuntimeError("a gateway answers inside its lifespan only; run it with 'gkt serve' or an ASGI server")
+        return self._opened
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Opened]:
+        """Open engines and ledger, and close them again. Raises what they raise."""
+        async with AsyncExitStack() as stack:
+            self._opened = await self._open(stack)
+            try:
+                yield self._opened
+            finally:
+                self._opened = None
+
+    async def _open(self, stack: AsyncExitStack) -> Opened:
+        sections = self.config.pipelines
+        parts = await open_pipelines(sections, self.config, self.plugins, self.env, stack)
+        accounts = next(iter(parts.values())).accounts
+        assert isinstance(accounts, Accountant)
+        pipelines = {
+            name: Served(name, own, default_sampling(sections[name]), _forwarder(own)) for name, own in parts.items()
+        }
+        ladder = Ladder.from_config(self.config, accounts, parts.values(), told=self.metrics.budget_step)
+        return Opened(pipelines, accounts, accounts.prices, ladder)
+
+    def served(self, model: ModelName, client: Client) -> Served:
+        """The pipeline that ``model`` names.
+
+        :raises InvalidRequest: 404, there is none that ``client`` may use.
+        """
+        name = model.pipeline
+        if name is not None and client.may_use(name):
+            found = self.opened.pipelines.get(name)
+            if found is not None:
+                return found
+        known = ", ".join(self.models(client)) or "none"
+        raise InvalidRequest(
+            f"the model {model.text[:100]!r} does not exist here; the models that do: {known}",
+            status=404,
+            code="model_not_found",
+            param="model",
+        )
+
+    def models(self, client: Client) -> list[str]:
+        """The models that ``client`` may name."""
+        return [PREFIX + name for name in self.config.pipelines if client.may_use(name)]
+
+
+def _forwarder(parts: Parts) -> Forwarder | None:
+    return parts.student if isinstance(parts.student, Forwarder) else None
