@@ -86,42 +86,57 @@ def _total(counts: list[int | None]) -> int | None:
     return sum(known) if len(known) == len(counts) else None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Growing:
-    text: str = ""
-    guidance: str = ""
+    texts: list[str] = field(default_factory=list)
+    guidance: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     notes: tuple[str, ...] = ()
     error: EngineError | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class AnswerBuilder:
     """Gathers the machine's actions into an :class:`Answer`."""
 
     request_id: str
     error: GktError | None = None
     records: list[UsageRecord] = field(default_factory=list)
+    cached: bool = False
     _choices: dict[int, _Growing] = field(default_factory=dict)
 
     def add(self, action: Action) -> None:
         """Take note of ``action``, if it is about the answer."""
-        if isinstance(action, FailRequest):
+        if isinstance(action, Emit):
+            choice = self._choice(action.choice)
+            choice.texts.append(action.text)
+            if action.role == "teacher":
+                choice.guidance.append(action.text)
+        elif isinstance(action, Finish):
+            choice = self._choice(action.choice)
+            choice.notes, choice.finish_reason = action.notes, action.finish_reason
+        elif isinstance(action, FailChoice):
+            choice = self._choice(action.choice)
+            choice.notes, choice.error = action.notes, action.error
+        elif isinstance(action, FailRequest):
             self.error = action.error
-        elif isinstance(action, Emit | Finish | FailChoice):
-            choice = self._choices.setdefault(action.choice, _Growing())
-            if isinstance(action, Emit):
-                choice.text += action.text
-                choice.guidance += action.text if action.role == "teacher" else ""
-                return
-            choice.notes = action.notes
-            if isinstance(action, Finish):
-                choice.finish_reason = action.finish_reason
-            else:
-                choice.error = action.error
 
-    def build(self) -> Answer:
+    def build(self, guidance_tokens: int = 0) -> Answer:
         choices = tuple(
-            Choice(c.text, c.guidance, c.finish_reason, c.notes, c.error) for _, c in sorted(self._choices.items())
+            Choice("".join(c.texts), "".join(c.guidance), c.finish_reason, c.notes, c.error)
+            for _, c in sorted(self._choices.items())
         )
-        return Answer(self.request_id, () if self.error else choices, self.error, tuple(self.records))
+        return Answer(
+            self.request_id,
+            () if self.error else choices,
+            self.error,
+            tuple(self.records),
+            self.cached,
+            guidance_tokens,
+        )
+
+    def _choice(self, number: int) -> _Growing:
+        choice = self._choices.get(number)
+        if choice is None:
+            choice = self._choices[number] = _Growing()
+        return choice

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from gkt_plugins.contracts import Call, Completion, Engine
-from gkt_plugins.errors import EngineError
+from gkt_plugins.errors import BackendError, EngineError
 from gkt_plugins.guidance.answers import Answer
 from gkt_plugins.guidance.events import (
+    TEACHER,
     Action,
     CallEnd,
     CallFailed,
     CallKey,
     CallText,
+    Event,
     Request,
     StartCall,
 )
-from gkt_plugins.guidance.exchange import Exchange, Parts, as_engine_error
+from gkt_plugins.guidance.exchange import Exchange, Parts, generate
 
 __all__ = ["BatchOptions", "run_batch"]
 
@@ -67,6 +69,7 @@ async def run_batch(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await run.abandon()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +93,18 @@ class _Run:
         self._parts = parts
         self._answers: asyncio.Queue[Answer | Exception | None] = asyncio.Queue()
         self._slots = asyncio.Semaphore(in_flight)
-        self._under_way = 0
+        self._under_way: set[Exchange] = set()
+        self._asides: set[asyncio.Task[None]] = set()
+        """What waits beside the workers: for the guidance cache, or for the next attempt."""
         self._fed = False
 
     async def next_answer(self) -> Answer | None:
         """The next one to finish; None when there are no more. Raises what broke the run."""
-        while self._under_way or not self._fed:
+        while self._under_way or not self._answers.empty() or not self._fed:
             item = await self._answers.get()
             if isinstance(item, Exception):
                 raise item
             if item is not None:
-                self._under_way -= 1
                 self._slots.release()
                 return item
         return None
@@ -111,7 +115,7 @@ class _Run:
             for request in requests:
                 await self._slots.acquire()
                 exchange = Exchange(request, self._parts)
-                self._under_way += 1
+                self._under_way.add(exchange)
                 self._carry_out(exchange, exchange.begin())
         except Exception as exc:  # noqa: BLE001 - it belongs to the reader of the answers
             self._answers.put_nowait(exc)
@@ -129,44 +133,71 @@ class _Run:
             except Exception as exc:  # noqa: BLE001 - a ledger that cannot be written ends the run, for its reader
                 self._answers.put_nowait(exc)
 
+    async def abandon(self) -> None:
+        """Nobody reads any more: end what waits beside the workers, and put what was under way on record."""
+        for task in self._asides:
+            task.cancel()
+        await asyncio.gather(*self._asides, return_exceptions=True)
+        for exchange in self._under_way:
+            with suppress(BackendError):  # a ledger that cannot be written has been reported already
+                await exchange.abandon()
+
     async def _answer(self, engine: Engine, batch: Sequence[_Waiting]) -> None:
-        try:
-            await asyncio.gather(*(one.exchange.open(one.key) for one in batch))
-            results = await _generate(engine, [one.call for one in batch])
-            await asyncio.gather(*(self._settle(one, result) for one, result in zip(batch, results, strict=True)))
-        except asyncio.CancelledError:
-            await asyncio.gather(*(one.exchange.abandon() for one in batch), return_exceptions=True)
-            raise
+        refusals = await asyncio.gather(*(one.exchange.open(one.key) for one in batch))
+        admitted = [one for one, refusal in zip(batch, refusals, strict=True) if refusal is None]
+        results = await generate(engine, [one.call for one in admitted]) if admitted else []
+        for one in admitted:
+            one.exchange.ended(one.key)
+        ends = [self._settle(one, result) for one, result in zip(admitted, results, strict=True)]
+        ends += [self._tell(one, refusal) for one, refusal in zip(batch, refusals, strict=True) if refusal is not None]
+        await asyncio.gather(*ends)
 
     async def _settle(self, one: _Waiting, result: Completion | EngineError) -> None:
         if isinstance(result, EngineError):
-            self._carry_out(one.exchange, await one.exchange.tell(CallFailed(one.key, result)))
+            failed = CallFailed(one.key, result)
+            wait_s = await one.exchange.again_in_s(one.key, one.call, failed)
+            if wait_s is None:
+                await self._tell(one, failed)
+            else:
+                self._aside(self._queue_again(one, wait_s))
             return
-        if result.text:
-            self._carry_out(one.exchange, await one.exchange.tell(CallText(one.key, result.text)))
-        end = CallEnd(one.key, result.finish_reason, result.usage, result.notes)
-        self._carry_out(one.exchange, await one.exchange.tell(end))
+        events: list[Event] = [CallText(one.key, result.text)] if result.text else []
+        await self._tell(one, *events, CallEnd(one.key, result.finish_reason, result.usage, result.notes))
+
+    async def _tell(self, one: _Waiting, *events: Event) -> None:
+        for event in events:
+            self._carry_out(one.exchange, await one.exchange.tell(event))
+
+    async def _queue_again(self, one: _Waiting, wait_s: float) -> None:
+        await self._parts.attempts.sleep(wait_s)
+        self._queue(one)
+
+    async def _ask_cache(self, one: _Waiting) -> None:
+        if not (known := await one.exchange.given(one.key, one.call)):
+            self._queue(one)
+            return
+        try:
+            await self._tell(one, *known)
+        except Exception as exc:  # noqa: BLE001 - as in work
+            self._answers.put_nowait(exc)
 
     def _carry_out(self, exchange: Exchange, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, StartCall):
-                waiting = self.teacher_calls if action.key.role == "teacher" else self.student_calls
-                waiting.put_nowait(_Waiting(exchange, action.key, action.call))
-        if exchange.done:
+                one = _Waiting(exchange, action.key, action.call)
+                if self._parts.cache is not None and action.key == TEACHER:
+                    self._aside(self._ask_cache(one))
+                else:
+                    self._queue(one)
+        if exchange.done and exchange in self._under_way:
+            self._under_way.remove(exchange)
             self._answers.put_nowait(exchange.answer)
 
+    def _queue(self, one: _Waiting) -> None:
+        waiting = self.teacher_calls if one.key.role == "teacher" else self.student_calls
+        waiting.put_nowait(one)
 
-async def _generate(engine: Engine, calls: Sequence[Call]) -> Sequence[Completion | EngineError]:
-    """One result per call, whatever the engine does."""
-    started = time.perf_counter()
-    try:
-        results = await engine.generate(calls)
-    except Exception as exc:  # noqa: BLE001 - an engine is someone else's code, and the other rows must go on
-        return [as_engine_error(engine, exc)] * len(calls)
-    if len(results) != len(calls):
-        error = EngineError(f"the engine {engine.name!r} must give {len(calls)} answers, gave {len(results)}")
-        return [error] * len(calls)
-    [first, *others] = results
-    if not others and isinstance(first, Completion) and first.usage.seconds is None:
-        return [replace(first, usage=replace(first.usage, seconds=time.perf_counter() - started))]
-    return results
+    def _aside(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._asides.add(task)
+        task.add_done_callback(self._asides.discard)

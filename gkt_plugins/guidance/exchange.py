@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from gkt_plugins.contracts import Engine, UsageRecord
+from gkt_plugins.contracts import GUIDANCE_CACHE, Call, Completion, Engine, UsageRecord
 from gkt_plugins.errors import EngineError
 from gkt_plugins.guidance.answers import Answer, AnswerBuilder
 from gkt_plugins.guidance.attempts import Attempts
-from gkt_plugins.guidance.cache import GuidanceCache
-from gkt_plugins.guidance.events import Action, CallEnd, CallKey, Cancelled, Event, RecordUsage, Request, Rules
+from gkt_plugins.guidance.breaker import Breaker
+from gkt_plugins.guidance.cache import Claim, Guidance, GuidanceCache, cache_key
+from gkt_plugins.guidance.estimates import estimate_usage
+from gkt_plugins.guidance.events import (
+    TEACHER,
+    Action,
+    CallEnd,
+    CallFailed,
+    CallKey,
+    CallText,
+    Cancelled,
+    Emit,
+    Event,
+    RecordUsage,
+    Request,
+    Rules,
+)
 from gkt_plugins.guidance.machine import GuidanceMachine
-from gkt_plugins.guidance.timings import Timings
+from gkt_plugins.guidance.single_flight import Landed
+from gkt_plugins.guidance.timings import CallTiming, Timings
 
-__all__ = ["Exchange", "Parts", "UsageSink", "as_engine_error"]
+__all__ = ["Exchange", "Parts", "UsageSink", "as_engine_error", "generate"]
 
 
 class UsageSink(Protocol):
@@ -57,7 +73,12 @@ class Parts:
 
 
 class Exchange:
-    """One request under way. The driver moves text; everything else happens here."""
+    """One request under way. The driver moves text; everything else happens here.
+
+    For each call that the machine starts a driver awaits :meth:`given`, whose events are the call's where there are
+    any. Otherwise :meth:`open`, then the engine; then :meth:`again_in_s`, which says whether to open it once more. What
+    remains of it goes to :meth:`tell`.
+    """
 
     def __init__(self, request: Request, parts: Parts, *, clock: Callable[[], float] = time.time) -> None:
         """``clock``: seconds since the epoch, for the records."""
@@ -68,6 +89,12 @@ class Exchange:
         self._machine = GuidanceMachine(request, parts.rules)
         self._answer = AnswerBuilder(request.request_id)
         self._open: dict[CallKey, UsageRecord] = {}
+        """Calls on record whose end is not."""
+        self._admitted: dict[CallKey, Breaker] = {}
+        """Calls whose breaker waits to be told how they end."""
+        self._attempts: dict[CallKey, int] = {}
+        self._claim: Claim | None = None
+        self._gone = False
         self._telling = 0
         self.timings = Timings(time.perf_counter())
         """When each of its calls began, first gave text and ended."""
@@ -81,33 +108,95 @@ class Exchange:
     @property
     def answer(self) -> Answer:
         """The answer so far."""
-        return self._answer.build()
+        return self._answer.build(self._machine.guidance_tokens)
 
     def begin(self) -> list[Action]:
         """The machine's first actions."""
         return self._noted(self._machine.start())
 
-    async def open(self, key: CallKey) -> None:
-        """Put the call on record; to be awaited before it goes out."""
+    async def given(self, key: CallKey, call: Call) -> list[Event]:
+        """What the guidance cache knows of the call, to be told in the engine's place; empty: ask the engine.
+
+        Waits where another request is asking for the same. Never raises what a cache does.
+        """
+        cache = self._parts.cache
+        if cache is None or key != TEACHER:
+            return []
         engine = self._parts.engine(key)
-        record = UsageRecord(
-            request_id=self.request_id,
-            call=key.number,
-            role=key.role,
-            attempt=0,
-            engine=engine.name,
-            model=engine.model,
-            status="open",
-            started_at=self._clock(),
-            pipeline=self._parts.name,
-        )
-        self._open[key] = record
+        name = cache_key(engine, call, self._parts.rules.cutting_name)
+        if name is None:
+            return []
+        began = time.perf_counter()
+        found = await cache.claim(name)
+        if isinstance(found, Claim):
+            self._claim = found
+            return []
+        if isinstance(found, Landed):  # the teacher was at work meanwhile, for another
+            now = time.perf_counter()
+            self.timings[key] = CallTiming(began, now, now)
+            found = found.value
+        self._open[key] = replace(self._opening(key, engine), cost_nano=0, price_source=GUIDANCE_CACHE)
+        self._answer.cached = True
+        usage = replace(found.usage, seconds=0.0)
+        end = CallEnd(key, found.finish_reason, usage, found.notes)
+        return [CallText(key, found.text), end] if found.text else [end]
+
+    async def open(self, key: CallKey) -> CallFailed | None:
+        """Put the call, or its next attempt, on record; to be awaited before it goes out.
+
+        :returns: None; or its end, where its engine is being left alone, so that it must not go out.
+        """
+        engine = self._parts.engine(key)
+        refusal = self._parts.attempts.refusal(engine.name)
+        if refusal is not None:
+            return CallFailed(key, refusal)
+        self._admitted[key] = self._parts.attempts.breaker(engine.name)
+        record = self._open[key] = self._opening(key, engine)
         if self._parts.accounts is not None:
             await self._parts.accounts.opened(record)
+        timing = self.timings.get(key)
+        if timing is None:
+            self.timings[key] = CallTiming(time.perf_counter())
+        else:
+            timing.ended = None
+        return None
+
+    def came(self, key: CallKey) -> None:
+        """The call's first text is here."""
+        self.timings[key].first_text = time.perf_counter()
+        if (breaker := self._admitted.get(key)) is not None:
+            breaker.answering()
+
+    def ended(self, key: CallKey) -> None:
+        """The call's engine is done with it."""
+        self.timings[key].ended = time.perf_counter()
+
+    async def again_in_s(self, key: CallKey, call: Call, end: CallEnd | CallFailed) -> float | None:
+        """Seconds to wait before the call is opened again, its failed attempt on record; None: ``end`` stands.
+
+        A call is never tried again once text of it came.
+        """
+        record = self._open.get(key)
+        if not isinstance(end, CallFailed) or record is None or self.timings[key].first_text is not None:
+            return None
+        self._tell_breaker(end)
+        wait_s = self._parts.attempts.wait_s(record.engine, end.error, record.attempt)
+        if wait_s is not None:
+            self._attempts[key] = record.attempt + 1
+            await self._close(RecordUsage(key, "failed", end.usage or estimate_usage(call, "", end.error)))
+        return wait_s
+
+    def text(self, event: CallText) -> list[Action]:
+        """:meth:`tell` for text, which leaves nothing to wait for."""
+        return self._noted(self._machine.receive(event))
 
     async def tell(self, event: Event) -> list[Action]:
         """The machine's answer to ``event``, with the usage in it already on record."""
         actions = self._machine.receive(event)
+        if isinstance(event, CallEnd | CallFailed):
+            self._tell_breaker(event)
+            if event.key == TEACHER and self._claim is not None:
+                self._end_claim(self._claim, event, actions)
         self._telling += 1
         try:
             for action in actions:
@@ -117,22 +206,64 @@ class Exchange:
             self._telling -= 1
         return self._noted(actions)
 
+    async def abandon(self) -> None:
+        """Whoever asked has gone, and no call is still at work: put what was used on record."""
+        self._gone = True
+        try:
+            if not self.done:
+                await self.tell(Cancelled())
+            while running := self._machine.running:
+                await self.tell(CallEnd(next(iter(running)), "cancelled"))
+        finally:
+            for breaker in self._admitted.values():
+                breaker.dropped()
+            if self._claim is not None:
+                self._claim.give_up(failed=False)
+
+    def _opening(self, key: CallKey, engine: Engine) -> UsageRecord:
+        return UsageRecord(
+            request_id=self.request_id,
+            call=key.number,
+            role=key.role,
+            attempt=self._attempts.get(key, 0),
+            engine=engine.name,
+            model=engine.model,
+            status="open",
+            started_at=self._clock(),
+            pipeline=self._parts.name,
+        )
+
     async def _close(self, action: RecordUsage) -> None:
         record = replace(self._open.pop(action.key), status=action.status, usage=action.usage)
         if self._parts.accounts is not None:
             record = await self._parts.accounts.closed(record)
         self._answer.records.append(record)
 
-    async def abandon(self) -> None:
-        """Whoever asked has gone, and no call is still at work: put what was used on record."""
-        if not self.done:
-            await self.tell(Cancelled())
-        while running := self._machine.running:
-            await self.tell(CallEnd(next(iter(running)), "cancelled"))
+    def _tell_breaker(self, end: CallEnd | CallFailed) -> None:
+        breaker = self._admitted.pop(end.key, None)
+        if breaker is None:
+            return
+        if isinstance(end, CallFailed) and end.error.retryable:
+            breaker.failed()
+        elif isinstance(end, CallFailed) or end.finish_reason == "cancelled":
+            breaker.dropped()
+        else:
+            breaker.succeeded()
+
+    def _end_claim(self, claim: Claim, end: CallEnd | CallFailed, actions: list[Action]) -> None:
+        if isinstance(end, CallFailed) or end.finish_reason == "cancelled":
+            claim.give_up(failed=not self._gone)
+            return
+        [usage] = [action.usage for action in actions if isinstance(action, RecordUsage)]
+        claim.keep(Guidance(self._machine.teacher_text, end.finish_reason, usage, end.notes))
 
     def _noted(self, actions: list[Action]) -> list[Action]:
         for action in actions:
             self._answer.add(action)
+        if self.timings.first_text is None and any(isinstance(action, Emit) for action in actions):
+            self.timings.first_text = time.perf_counter()
+        if self.timings.ended is None and self.done:
+            self.timings.ended = time.perf_counter()
         return actions
 
 
@@ -143,3 +274,19 @@ def as_engine_error(engine: Engine, cause: Exception) -> EngineError:
     error = EngineError(f"the engine {engine.name!r} failed unexpectedly: {cause!r}; see its log, and tell its author")
     error.__cause__ = cause
     return error
+
+
+async def generate(engine: Engine, calls: Sequence[Call]) -> Sequence[Completion | EngineError]:
+    """One result per call, whatever the engine does; a sole call is timed where the engine does not do so."""
+    started = time.perf_counter()
+    try:
+        results = await engine.generate(calls)
+    except Exception as exc:  # noqa: BLE001 - an engine is someone else's code, and the other rows must go on
+        return [as_engine_error(engine, exc)] * len(calls)
+    if len(results) != len(calls):
+        error = EngineError(f"the engine {engine.name!r} must give {len(calls)} answers, gave {len(results)}")
+        return [error] * len(calls)
+    [first, *others] = results
+    if not others and isinstance(first, Completion) and first.usage.seconds is None:
+        return [replace(first, usage=replace(first.usage, seconds=time.perf_counter() - started))]
+    return results

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, TypeVar
 from gkt_plugins.contracts import BuildContext, Engine, Message, Options, Prompt, Sampling
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.guidance.answers import Answer
+from gkt_plugins.guidance.attempts import Attempts
 from gkt_plugins.guidance.batch import BatchOptions, run_batch
+from gkt_plugins.guidance.cache import open_cache
 from gkt_plugins.guidance.events import Request, Rules, StageSampling
 from gkt_plugins.guidance.exchange import Exchange, Parts
 from gkt_plugins.guidance.presets import PRESETS, Preset
@@ -160,7 +162,8 @@ async def open_pipelines(
     env: Mapping[str, str],
     stack: AsyncExitStack,
 ) -> dict[str, Parts]:
-    """The parts of several pipelines. An engine that two of them name is built once, and one ledger serves all.
+    """The parts of several pipelines. An engine that two of them name is built once; one ledger and one guidance cache
+    serve all, and what is learnt of a failing engine.
 
     ``stack`` closes what was opened; it must be left also when this raises what an engine or the ledger raised.
     """
@@ -179,12 +182,16 @@ async def open_pipelines(
             stack.push_async_callback(engines[engine].aclose)
     accounts = await asyncio.to_thread(open_accountant, config, plugins, env)
     stack.push_async_callback(accounts.aclose)
+    cache = None if config.cache is None else open_cache(config.cache, config.base_dir, env)
+    if cache is not None:
+        stack.push_async_callback(cache.aclose)
+    attempts = Attempts.from_section(config.retries)
     opened: dict[str, Parts] = {}
     for name, section in sections.items():
         teacher = engines[section.teacher] if section.teacher else None
         student = engines[section.student]
         rules = _rules(section, _preset(section), plugins, context, teacher, student)
-        opened[name] = Parts(rules, student, teacher, accounts, name)
+        opened[name] = Parts(rules, student, teacher, accounts, name, cache, attempts)
     return opened
 
 
@@ -265,4 +272,5 @@ def _rules(
         count_teacher_tokens=getattr(teacher, "count_tokens", None) if counts else None,
         teacher_sampling=preset.teacher if preset else StageSampling(),
         student_sampling=preset.student if preset else StageSampling(),
+        cutting_name=f"{guidance.cut} {guidance.cut_options.model_dump_json()}",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import replace
@@ -26,7 +27,7 @@ from gkt_plugins.guidance.events import (
     Request,
     StartCall,
 )
-from gkt_plugins.guidance.exchange import Exchange, Parts, as_engine_error
+from gkt_plugins.guidance.exchange import Exchange, Parts, as_engine_error, generate
 
 __all__ = ["Piece", "run_exchange", "run_request"]
 
@@ -46,34 +47,39 @@ def run_request(request: Request, parts: Parts, *, whole: bool = False) -> Async
 
 async def run_exchange(exchange: Exchange, parts: Parts, *, whole: bool = False) -> AsyncGenerator[Piece, None]:
     """:func:`run_request` for a caller who wants the whole answer too: ``exchange.answer``, afterwards."""
-    calls = _Calls(exchange, parts)
+    calls = _Calls(exchange, parts, whole)
     try:
         actions: list[Action] = exchange.begin()
         while True:
             for action in actions:
-                if isinstance(action, StartCall):
+                if isinstance(action, Emit):  # nearly all of them
+                    yield action
+                elif isinstance(action, StartCall):
                     calls.start(action)
                 elif isinstance(action, CancelCall):
                     calls.cancel(action.key)
                 elif isinstance(action, FailRequest):
                     raise action.error
-                elif isinstance(action, Emit | Finish | FailChoice):
+                elif isinstance(action, Finish | FailChoice):
                     yield action
             if exchange.done:
                 return
-            actions = await exchange.tell(await calls.next_event())
+            event = await calls.next_event()
+            actions = exchange.text(event) if isinstance(event, CallText) else await exchange.tell(event)
     finally:
         await calls.stop()
 
 
 class _Calls:
-    """The streams of one request, each on its own task."""
+    """The calls of one request, each on its own task, and the events that they leave for the one who reads."""
 
-    def __init__(self, exchange: Exchange, parts: Parts) -> None:
+    def __init__(self, exchange: Exchange, parts: Parts, whole: bool) -> None:
         self._exchange = exchange
         self._parts = parts
+        self._whole = whole
         self._tasks: dict[CallKey, asyncio.Task[None]] = {}
-        self._events: asyncio.Queue[Event | BackendError] = asyncio.Queue()
+        self._events: deque[Event | BackendError] = deque()
+        self._arrived = asyncio.Event()
 
     def start(self, action: StartCall) -> None:
         self._tasks[action.key] = asyncio.create_task(self._run(action.key, action.call))
@@ -82,47 +88,85 @@ class _Calls:
         self._tasks[key].cancel()
 
     async def next_event(self) -> Event:
-        event = await self._events.get()
+        """The next one; text of one call that came meanwhile is one event, so whoever is slow has less to do."""
+        while not self._events:
+            self._arrived.clear()
+            await self._arrived.wait()
+        event = self._events.popleft()
         if isinstance(event, BackendError):
             raise event
         return event
 
     async def stop(self) -> None:
         """Cancel what still runs and put it on record."""
+        if self._exchange.done:  # every call has ended, so its task has nothing left to do
+            return
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        if self._exchange.done:
-            return
         with suppress(BackendError):  # a ledger that cannot be written has been reported already
-            while not self._events.empty():
-                event = self._events.get_nowait()
-                if isinstance(event, CallText | CallEnd | CallFailed):
-                    await self._exchange.tell(event)
-            await self._exchange.abandon()
+            try:
+                for event in self._events:
+                    if isinstance(event, CallText | CallEnd | CallFailed):
+                        await self._exchange.tell(event)
+            finally:
+                await self._exchange.abandon()
+
+    def _put(self, event: Event | BackendError) -> None:
+        self._events.append(event)
+        self._arrived.set()
+
+    def _put_text(self, key: CallKey, text: str) -> None:
+        last = self._events[-1] if self._events else None
+        if isinstance(last, CallText) and last.key == key:
+            self._events[-1] = CallText(key, last.text + text)
+        else:
+            self._put(CallText(key, text))
 
     async def _run(self, key: CallKey, call: Call) -> None:
+        """The whole life of a call: from the cache, or from its engine in one attempt or several."""
+        exchange = self._exchange
         try:
-            await self._exchange.open(key)
+            if known := await exchange.given(key, call):
+                for event in known:
+                    self._put(event)
+                return
+            while True:
+                refused = await exchange.open(key)
+                if refused is not None:
+                    self._put(refused)
+                    return
+                end = await (self._generate(key, call) if self._whole else self._stream(key, call))
+                exchange.ended(key)
+                wait_s = await exchange.again_in_s(key, call, end)
+                if wait_s is None:
+                    self._put(end)
+                    return
+                await self._parts.attempts.sleep(wait_s)
         except BackendError as exc:
-            self._events.put_nowait(exc)
-            return
-        self._events.put_nowait(await self._stream(key, call))
+            self._put(exc)
 
     async def _stream(self, key: CallKey, call: Call) -> CallEnd | CallFailed:
         engine = self._parts.engine(key)
         reason: FinishReason | None = None
         usage: Usage | None = None
         notes: tuple[str, ...] = ()
+        silent = True
         started = time.perf_counter()
         deltas = engine.stream(call)
         try:
             async for delta in deltas:
                 if delta.text:
-                    self._events.put_nowait(CallText(key, delta.text))
-                reason = delta.finish_reason or reason
-                usage = delta.usage or usage
-                notes += delta.notes
+                    if silent:
+                        silent = False
+                        self._exchange.came(key)
+                    self._put_text(key, delta.text)
+                if delta.finish_reason is not None:
+                    reason = delta.finish_reason
+                if delta.usage is not None:
+                    usage = delta.usage
+                if delta.notes:
+                    notes += delta.notes
         except asyncio.CancelledError:
             return CallEnd(key, "cancelled", usage, notes)
         except Exception as exc:  # noqa: BLE001 - an engine is someone else's code, and the request must go on
@@ -135,3 +179,16 @@ class _Calls:
         if usage is not None and usage.seconds is None:
             usage = replace(usage, seconds=time.perf_counter() - started)
         return CallEnd(key, reason, usage, notes)
+
+    async def _generate(self, key: CallKey, call: Call) -> CallEnd | CallFailed:
+        engine = self._parts.engine(key)
+        try:
+            [result] = await generate(engine, [call])
+        except asyncio.CancelledError:
+            return CallEnd(key, "cancelled")
+        if isinstance(result, EngineError):
+            return CallFailed(key, result)
+        if result.text:
+            self._exchange.came(key)
+            self._put_text(key, result.text)
+        return CallEnd(key, result.finish_reason, result.usage, result.notes)
