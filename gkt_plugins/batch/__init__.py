@@ -1,1 +1,1 @@
-"""Files of requests in the OpenAI batch format: read, answered by pipelines, written, and gone on with after a crash."""
+"""Files of requests in the OpenAI batch format: read, answered by pipelines, written, resumed after a crash."""
