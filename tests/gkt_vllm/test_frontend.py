@@ -1,0 +1,157 @@
+"""What one section of vLLM's configuration becomes, before vLLM itself is there."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gkt_plugins.demo.models import model_dir
+from gkt_plugins.errors import BackendError, ConfigError
+from gkt_vllm.frontend import decide
+from gkt_vllm.section import GktSection, read_section
+from gkt_vllm.versions import TRIED
+
+VERSION = f"{TRIED[-1]}.0"
+DRAFT = f'drafter = "model"\ndraft = {json.dumps(str(model_dir("draft")))}\n'
+
+
+@pytest.fixture
+def start(tmp_path):
+    """``decide`` for a file of the given text."""
+
+    def start(text: str, *, model: str = str(model_dir("teacher")), given: object = None, version: str = VERSION):
+        (tmp_path / "gkt.toml").write_text(text)
+        return decide(GktSection(config=str(tmp_path / "gkt.toml")), model, given, version)
+
+    return start
+
+
+def test_a_draft_becomes_vllms_own_argument(start):
+    started = start(f"[speculation]\n{DRAFT}gamma = 4")
+    assert started.speculative_config == {
+        "method": "draft_model",
+        "model": str(model_dir("draft")),
+        "num_speculative_tokens": 4,
+        "draft_sample_method": "probabilistic",
+    }
+    assert started.section.workers.leniency is None
+
+
+def test_prompt_lookup_becomes_vllms_own_n_grams(start):
+    started = start('[speculation]\ndrafter = "prompt_lookup"\nmax_ngram = 2\ngamma = 3')
+    assert started.speculative_config["method"] == "ngram"
+    assert started.speculative_config["prompt_lookup_max"] == 2
+
+
+def test_drafts_end_where_the_configuration_says_batches_are_too_large(start):
+    started = start(f"[speculation]\n{DRAFT}gamma = 4\n[vllm]\nlargest_batch = 8")
+    assert started.speculative_config["num_speculative_tokens_per_batch_size"] == [[1, 8, 4]]
+
+
+def test_an_automatic_gamma_is_a_fixed_one_in_vllm_and_said_to_be(start):
+    started = start(f"[speculation]\n{DRAFT}")
+    assert started.speculative_config["num_speculative_tokens"] == 5
+    assert any("gamma = 'auto'" in note for note in started.notes)
+
+
+def test_our_own_drafter_is_a_custom_class_that_workers_build(start):
+    started = start(f'[speculation]\n{DRAFT}[vllm]\ndrafts_by = "gkt"')
+    assert started.speculative_config["method"] == "custom_class"
+    drafter = started.section.workers.drafter
+    assert (drafter.drafter, drafter.auto) == ("model", True)
+    assert Path(drafter.base_dir).is_absolute()
+
+
+def test_what_the_operator_gave_on_the_command_line_goes_before_the_file(start):
+    started = start(f"[speculation]\n{DRAFT}", given={"method": "ngram"})
+    assert started.speculative_config is None
+    assert any("--speculative-config goes before" in note for note in started.notes)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "bound", "expected"),
+    [
+        ("exact", 1.0, None),
+        ("exact", 0.3, (1.0, 0.3)),
+        ("lenient", 1.0, (0.5, 0.5)),
+        ("lenient", 0.3, (0.5, 0.3)),
+        ("lenient", 0.8, (0.5, 0.5)),
+    ],
+)
+def test_leniency_is_the_configured_one_and_requests_have_a_bound(start, verifier, bound, expected):
+    epsilon = 'rule = "square"\nepsilon = 0.5\n' if verifier == "lenient" else ""
+    started = start(f'[speculation]\n{DRAFT}verifier = "{verifier}"\n{epsilon}[vllm]\nmax_leniency = {bound}')
+    leniency = started.section.workers.leniency
+    assert (leniency and (leniency.epsilon, leniency.least)) == expected
+
+
+def test_workers_get_a_frozen_section_that_json_can_carry(start):
+    given = start(f"[speculation]\n{DRAFT}gamma = 2\n[vllm]\nmax_leniency = 0.5").additional_config({"other": 1})
+    again = json.loads(json.dumps(given))
+    assert again["other"] == 1
+    section = read_section(again)
+    assert section.workers.leniency.least == 0.5
+    assert Path(section.config).is_absolute()
+
+
+@pytest.mark.parametrize("given", [None, {}, {"other": {}}, "text"])
+def test_without_a_section_there_is_nothing_to_do(given):
+    assert read_section(given) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"gkt": "gkt.toml"}, "must be a table"),
+        ({"gkt": {}}, "config is missing"),
+        ({"gkt": {"confg": "gkt.toml"}}, "confg is not a known key"),
+        ({"gkt": {"config": 3}}, "config must be a valid string"),
+    ],
+)
+def test_a_wrong_section_is_refused_by_its_key(given, words):
+    with pytest.raises(ConfigError, match=words):
+        read_section(given)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[speculation]\ndrafter = "model"\ndraft = "./missing"', "names no folder"),
+        (f'[speculation]\n{DRAFT}verifier = "nobody"', "verifier must name a known"),
+        ("[speculation]\ngamma = 0", "gamma must be an integer of at least 1"),
+    ],
+)
+def test_what_cannot_be_done_is_a_start_up_error(start, text, words):
+    with pytest.raises(ConfigError, match=words):
+        start(text)
+
+
+def test_a_draft_with_another_vocabulary_is_refused_with_both_sizes(start, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    config = json.loads((model_dir("draft") / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 7}))
+    (other / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ConfigError, match=f"got {config['vocab_size'] + 7} tokens"):
+        start(f'[speculation]\ndrafter = "model"\ndraft = "{other}"')
+
+
+def test_a_release_that_was_not_tried_is_refused_unless_the_operator_lets_it_through(start):
+    with pytest.raises(BackendError, match=r"vLLM 0\.99\.0 was not tried"):
+        start("", version="0.99.0")
+    started = start("[vllm]\nallow_untested_version = true", version="0.99.0+cpu")
+    assert any("was not tried" in note for note in started.notes)
+
+
+def test_leniency_without_drafts_is_a_start_up_error(start):
+    started = start(f'[speculation]\n{DRAFT}verifier = "lenient"\nepsilon = 0.5')
+    with pytest.raises(ConfigError, match="leniency needs drafts"):
+        started.check(SimpleNamespace(speculative_config=None, use_v2_model_runner=False))
+
+
+def test_leniency_and_block_verification_exclude_each_other(start):
+    started = start(f'[speculation]\n{DRAFT}verifier = "lenient"\nepsilon = 0.5', given={"method": "draft_model"})
+    engine = SimpleNamespace(rejection_sample_method="block")
+    with pytest.raises(ConfigError, match="exclude each other"):
+        started.check(SimpleNamespace(speculative_config=engine, use_v2_model_runner=True))
