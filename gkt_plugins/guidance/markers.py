@@ -34,6 +34,7 @@ _TURNS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<start_of_turn>", "<end_o
 
 _OPENING = re.compile("|".join(map(re.escape, _SPANS)))
 _LITERALS = (*_SPANS, *(close for close in _SPANS.values() if close), *_TURNS, "<|", "<｜")
+_FIRSTS = re.compile(f"[{re.escape(''.join({literal[0] for literal in _LITERALS}))}]")
 _HALF_MARKER = re.compile(r"<[|｜][^|｜<>\s]{0,64}[|｜]?\Z")
 
 
@@ -42,6 +43,8 @@ def closed_markup(text: str) -> int:
 
     Never shrinks as ``text`` grows.
     """
+    if not _FIRSTS.search(text):  # nearly always
+        return len(text)
     start = 0
     while opening := _OPENING.search(text, start):
         close = _SPANS[opening.group()]

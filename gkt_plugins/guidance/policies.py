@@ -50,9 +50,22 @@ class WordCut:
     """
 
     def releasable(self, text: str, *, finished: bool) -> int:
-        spaces = (run.start() for run in _SPACES.finditer(text) if not _NO_BREAK.fullmatch(run.group()))
-        spaced = max((start for start in spaces if is_boundary(text, start)), default=0)
+        spaced = _last_spaced(text)
         return max(spaced, _last_unspaced(text, spaced))
+
+
+def _last_spaced(text: str) -> int:
+    """Start of the last white space that ends a word, or 0."""
+    end = len(text)
+    while end > 0:
+        if not text[end - 1].isspace():
+            end -= 1
+            continue
+        start = len(text[:end].rstrip())
+        if not _NO_BREAK.fullmatch(text, start, end) and is_boundary(text, start):
+            return start
+        end = start
+    return 0
 
 
 def _last_unspaced(text: str, start: int) -> int:

@@ -19,8 +19,12 @@ def find_stop(text: str, stops: Sequence[str]) -> int | None:
 
 def held_from(text: str, stops: Sequence[str]) -> int:
     """Start of the longest end of ``text`` that may still become one of ``stops``; ``len(text)`` if there is none."""
-    longest = max(map(len, stops), default=0)
-    for start in range(max(0, len(text) - longest + 1), len(text)):
+    if not stops:
+        return len(text)
+    first = max(0, len(text) - max(map(len, stops)) + 1)
+    if {stop[:1] for stop in stops}.isdisjoint(text[first:]):  # nearly always
+        return len(text)
+    for start in range(first, len(text)):
         tail = text[start:]
         if any(stop.startswith(tail) for stop in stops):
             return start
