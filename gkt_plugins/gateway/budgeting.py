@@ -30,6 +30,8 @@ Step: TypeAlias = Literal["full", "shortened", "student", "refused"]
 """How far down the ladder a request went."""
 
 _EVERYTHING = "all"
+_MOST_NANO = 2**63 - 1
+"""What the ledger can hold; nine thousand million units. An absurd ``max_tokens`` costs more."""
 _TOKENS_PER_MESSAGE = 8
 """What chat templates put around a message, generously."""
 
@@ -202,7 +204,7 @@ class Ladder:
                 code="price_unknown",
                 kind="api_error",
             )
-        return cost
+        return min(cost, _MOST_NANO)
 
 
 def _nobody(step: Step) -> None:

@@ -146,7 +146,8 @@ def test_a_browser_s_password_does_not_pay_for_requests(keyed):
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "localhost:8400", "LOCALHOST:8400", "127.0.0.1:8400", "127.1.2.3", "[::1]:8400", "a.localhost"]
+    "host",
+    ["localhost", "localhost:8400", "LOCALHOST:8400", "127.0.0.1:8400", "127.1.2.3", "[::1]:8400", "a.localhost"],
 )
 def test_without_keys_this_machine_is_let_in(host):
     client = access_of().authenticate(scope(host=host))
