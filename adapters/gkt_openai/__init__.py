@@ -1,1 +1,4 @@
-"""Any OpenAI-compatible endpoint as an engine: hosted, vLLM, SGLang, llama.cpp, or this project's own gateway. Importing this loads no client."""
+"""OpenAI-compatible endpoints as engines: hosted models, vLLM, SGLang, llama.cpp, or this project's own gateway.
+
+Importing this loads no client.
+"""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gkt_openai.options import OpenAIOptions
 from gkt_plugins.contracts import BuildContext, Engine, Factory
 from gkt_plugins.hookspecs import hookimpl
-from gkt_openai.options import OpenAIOptions
 
 __all__ = ["GKT_CONTRACT", "gkt_engines"]
 

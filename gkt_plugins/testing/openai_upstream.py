@@ -81,8 +81,8 @@ class Reply:
     """A comment before each frame."""
     multi_line: bool = False
     """Each frame's JSON is spread over several ``data:`` lines."""
-    obfuscation: bool = False
-    """Each frame carries random padding, as the API's inventor sends it; so no two frames are the same."""
+    obfuscation: bool = True
+    """Each frame carries random padding, as OpenAI's own do; so a frame that equals the one before is that one."""
     event_ids: bool = False
     """Each frame has a number."""
     reasoning: str = ""

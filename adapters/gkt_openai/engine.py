@@ -1,0 +1,180 @@
+"""An OpenAI-compatible endpoint as an engine, for teacher or student."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import httpx2
+
+from gkt_openai.calls import PATHS, Asked, Dialect, asked_of
+from gkt_openai.endpoint import Endpoint
+from gkt_openai.options import ChatRoute, OpenAIOptions
+from gkt_openai.reading import StreamReader, read_object, read_whole
+from gkt_openai.templates import ChatTemplate
+from gkt_openai.usage import BusyTime, settled_usage
+from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta
+from gkt_plugins.errors import EngineError
+
+__all__ = ["OpenAIEngine"]
+
+_DRAIN_S = 0.1
+"""How long the end of a finished stream may take, so that its connection can be used again."""
+
+
+class OpenAIEngine:
+    """An :class:`~gkt_plugins.contracts.Engine` and a :class:`~gkt_plugins.contracts.Forwarder`."""
+
+    def __init__(self, options: OpenAIOptions, context: BuildContext) -> None:
+        """Nothing is sent yet. :raises ConfigError: the key is not there, or ``chat_template`` is none."""
+        self._options = options
+        self._endpoint = Endpoint(options, context)
+        self._name = self._endpoint.name
+        self._template = ChatTemplate.load(options.chat_template, context.base_dir) if options.chat_template else None
+        self._dialect = Dialect()
+        self._slots = asyncio.Semaphore(options.concurrency)
+        self._busy = BusyTime()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def model(self) -> str:
+        return self._options.model
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(prefix="continue_final_message", logprobs=False)
+
+    async def generate(self, calls: Sequence[Call]) -> list[Completion | EngineError]:
+        """Answer ``calls``, ``batch_concurrency`` at a time."""
+        if len(calls) == 1:
+            return [await self._complete(calls[0])]
+        together = asyncio.Semaphore(self._options.batch_concurrency)
+
+        async def one(call: Call) -> Completion | EngineError:
+            async with together:
+                return await self._complete(call)
+
+        tasks = [asyncio.ensure_future(one(call)) for call in calls]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def stream(self, call: Call) -> AsyncGenerator[Delta, None]:
+        """Answer ``call`` in pieces: one for each packet that brings text."""
+        asked = await self._asked(call, stream=True)
+        reader = StreamReader(asked.route, self._name)
+        texts: list[str] = []
+        begun = self._busy.begin()
+        seconds = 0.0
+        try:
+            async with self._sent(asked) as response:
+                parts = response.stream.__aiter__()  # type: ignore[union-attr]
+                async for data in parts:
+                    if text := reader.feed(data):
+                        texts.append(text)
+                        yield Delta(text)
+                    if reader.done:
+                        await _drained(parts)
+                        break
+                rest = reader.end()
+        finally:
+            seconds = self._busy.end(begun)
+        texts.append(rest)
+        text = "".join(texts)
+        usage, notes = settled_usage(call, text, reader.usage, max_tokens=asked.max_tokens, seconds=seconds)
+        assert reader.reason is not None
+        yield Delta(rest, reader.reason, usage, asked.notes + notes + self._said(text, reader.reasoned))
+
+    async def forward(
+        self, route: Literal["chat", "completions"], body: Mapping[str, Any]
+    ) -> AsyncGenerator[Mapping[str, Any], None]:
+        """See :meth:`gkt_plugins.contracts.Forwarder.forward`."""
+        asked = Asked(route, {**body, **self._options.body, "model": self._options.model}, 0)
+        async with self._sent(asked) as response:
+            if not body.get("stream"):
+                yield read_object(await self._endpoint.read(response), self._name)
+                return
+            from gkt_openai.events import EventReader
+
+            events = EventReader()
+            parts = response.stream.__aiter__()  # type: ignore[union-attr]
+            async for data in parts:
+                for event, _ in events.feed(data):
+                    if event == b"[DONE]":
+                        await _drained(parts)
+                        return
+                    yield read_object(event, self._name)
+            for event, _ in events.end():
+                if event != b"[DONE]":
+                    yield read_object(event, self._name)
+
+    async def aclose(self) -> None:
+        await self._endpoint.aclose()
+
+    # ------------------------------------------------------------------------------------------------ within
+
+    async def _asked(self, call: Call, *, stream: bool) -> Asked:
+        return asked_of(
+            call,
+            model=self._options.model,
+            chat_route=await self._chat_route(call),
+            template=self._template,
+            dialect=self._dialect,
+            stream=stream,
+            fixed=self._options.body,
+        )
+
+    async def _chat_route(self, call: Call) -> ChatRoute:
+        return "continue_final_message"
+
+    @asynccontextmanager
+    async def _sent(self, asked: Asked) -> AsyncIterator[httpx2.Response]:
+        """The response to ``asked``, whose status is 200."""
+        async with self._slots, self._endpoint.opened(PATHS[asked.route], asked.body) as response:
+            if response.status_code != 200:
+                raise await self._endpoint.refused(response)
+            yield response
+
+    async def _complete(self, call: Call) -> Completion | EngineError:
+        begun = self._busy.begin()
+        seconds = 0.0
+        try:
+            asked = await self._asked(call, stream=False)
+            async with self._sent(asked) as response:
+                body = await self._endpoint.read(response)
+            found = read_object(body, self._name)
+            text, reason, reasoned = read_whole(found, asked.route, self._name)
+        except EngineError as exc:
+            return exc
+        finally:
+            seconds = self._busy.end(begun)
+        reported = found.get("usage")
+        usage, notes = settled_usage(
+            call, text, reported if isinstance(reported, dict) else None, max_tokens=asked.max_tokens, seconds=seconds
+        )
+        return Completion(text, reason, usage, asked.notes + notes + self._said(text, reasoned))
+
+    def _said(self, text: str, reasoned: bool) -> tuple[str, ...]:
+        if text or not reasoned:
+            return ()
+        return (
+            f"the engine {self._name!r} spent its tokens on hidden reasoning and wrote no answer; switch that off in "
+            f"engines.{self._name}.body",
+        )
+
+
+async def _drained(parts: AsyncIterator[bytes]) -> None:
+    """Read to the end of a stream that has said it is done, unless the end is late."""
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            async for _ in parts:
+                pass
+    except TimeoutError:
+        pass

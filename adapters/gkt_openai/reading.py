@@ -1,0 +1,188 @@
+"""What comes back: chunks and whole responses, down to text, the reason for its end, and usage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gkt_openai.calls import Route
+from gkt_openai.errors import EndpointError
+from gkt_openai.events import EventReader, EventTooLongError
+from gkt_plugins.contracts import FinishReason
+
+__all__ = ["StreamReader", "read_object", "read_whole"]
+
+_REASONS: Mapping[str, FinishReason] = {
+    "stop": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "max_tokens": "length",
+}
+
+
+def read_object(data: bytes, engine: str) -> dict[str, Any]:
+    """One JSON object of the API.
+
+    :raises EndpointError: it is none, or it is an error object.
+    """
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise _corrupt(engine, "what is not JSON") from exc
+    if not isinstance(found, dict):
+        raise _corrupt(engine, f"a JSON {type(found).__name__} for an object")
+    if found.get("error"):
+        error = found["error"]
+        code = error.get("code") if isinstance(error, dict) else None
+        said = f" with code {code}" if isinstance(code, str | int) else ""
+        raise EndpointError(
+            f"the endpoint of engine {engine!r} failed in the middle of its answer{said}; see its log, or try again",
+            code="upstream_failed",
+            retryable=True,
+        )
+    return found
+
+
+class StreamReader:
+    """Reads one streamed answer."""
+
+    def __init__(self, route: Route, engine: str) -> None:
+        self._route = route
+        self._engine = engine
+        self._events = EventReader()
+        self._previous = b""
+        self._previous_id: bytes | None = None
+        self._counted = 0
+        """Running count of tokens, where every chunk has one."""
+        self._rose = False
+        """The last chunk raised it."""
+        self.reason: FinishReason | None = None
+        self.usage: Mapping[str, Any] | None = None
+        """The newest; some endpoints tell it in every chunk, and the last is the whole."""
+        self.reasoned = False
+        """Text came that is not part of the answer."""
+        self.done = False
+        """The end was marked."""
+
+    def feed(self, data: bytes) -> str:
+        """The text that has become complete with ``data``.
+
+        :raises EndpointError: a frame is corrupt, or says that the endpoint failed.
+        """
+        try:
+            events = self._events.feed(data)
+        except EventTooLongError as exc:
+            raise _corrupt(self._engine, "a frame without end") from exc
+        return "".join([self._read(event, number) for event, number in events])
+
+    def end(self) -> str:
+        """The body is over: the last text. :raises EndpointError: the answer is not."""
+        text = "".join([self._read(event, number) for event, number in self._events.end()])
+        if self.reason is None:
+            raise EndpointError(
+                f"the stream of engine {self._engine!r} must end with a finish reason, and ended without one, so that "
+                f"text may be missing; try again",
+                code="upstream_truncated",
+                retryable=True,
+            )
+        return text
+
+    def _read(self, event: bytes, number: bytes | None) -> str:
+        if event == b"[DONE]":
+            self.done = True
+            return ""
+        chunk = read_object(event, self._engine)
+        usage = chunk.get("usage")
+        if self._repeated(event, number, usage):
+            return ""
+        if isinstance(usage, dict):
+            self.usage = usage
+        choices = chunk.get("choices")
+        if not choices:
+            return ""
+        try:
+            choice = choices[0]
+            if self._route == "completions":
+                text = choice.get("text")
+            else:
+                delta = choice.get("delta") or {}
+                text = delta.get("content")
+                self.reasoned = self.reasoned or bool(delta.get("reasoning_content") or delta.get("reasoning"))
+            reason = choice.get("finish_reason")
+        except (LookupError, TypeError, AttributeError) as exc:
+            raise _corrupt(self._engine, "a chunk without the API's fields") from exc
+        if text is not None and not isinstance(text, str):
+            raise _corrupt(self._engine, f"a {type(text).__name__} for text")
+        if text and self.reason is not None:
+            raise _corrupt(self._engine, "more text after its end")
+        if reason is not None:
+            self.reason = _reason(reason, self._engine)
+        return text or ""
+
+    def _repeated(self, event: bytes, number: bytes | None, usage: object) -> bool:
+        """Is this frame the previous one again?
+
+        Equal bytes are no proof: "no no" is two equal frames. What proves it is a number, random padding, or a running
+        count of tokens that did not go on.
+        """
+        same = event == self._previous
+        if same and number is not None and number == self._previous_id:
+            return True
+        self._previous, self._previous_id = event, number
+        if same and b'"obfuscation"' in event:
+            return True
+        count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if not isinstance(count, int):
+            return False
+        if same and self._rose and count == self._counted:
+            return True
+        self._rose, self._counted = count > self._counted, count
+        return False
+
+
+def read_whole(found: Mapping[str, Any], route: Route, engine: str) -> tuple[str, FinishReason, bool]:
+    """Text, reason, and whether the model also wrote what is not part of the answer, of a whole response.
+
+    :raises EndpointError: it has another form, or no text.
+    """
+    try:
+        choice = found["choices"][0]
+        if route == "completions":
+            text, reasoned = choice["text"], False
+        else:
+            message = choice["message"]
+            text = message.get("content")
+            reasoned = bool(message.get("reasoning_content") or message.get("reasoning"))
+        reason = choice.get("finish_reason")
+    except (LookupError, TypeError, AttributeError) as exc:
+        raise _corrupt(engine, "a response without the API's fields") from exc
+    if text is not None and not isinstance(text, str):
+        raise _corrupt(engine, f"a {type(text).__name__} for text")
+    return text or "", _reason(reason, engine), reasoned
+
+
+def _reason(reason: object, engine: str) -> FinishReason:
+    if isinstance(reason, str) and reason in _REASONS:
+        return _REASONS[reason]
+    if reason in ("tool_calls", "function_call"):
+        what = "called a tool, which is no text; do not offer it tools in engines.NAME.body"
+    elif reason == "content_filter":
+        what = "was stopped by its content filter"
+    elif reason is None:
+        what = "gave no reason for its end, so that text may be missing; try again"
+    else:
+        what = f"ended for an unknown reason, {str(reason)[:40]!r}"
+    raise EndpointError(f"the endpoint of engine {engine!r} {what}", code="upstream_stopped", retryable=reason is None)
+
+
+def _corrupt(engine: str, what: str) -> EndpointError:
+    return EndpointError(
+        f"the endpoint of engine {engine!r} must speak the OpenAI API, and sent {what}; try again, or look at what is "
+        f"between it and here",
+        code="upstream_corrupt",
+        retryable=True,
+    )
