@@ -76,7 +76,7 @@ async def test_guidance_is_halved_then_quartered_then_left_out(accounts, parts, 
 
 
 async def test_what_does_not_fit_even_without_the_teacher_is_refused_and_nothing_stays_held(accounts, parts):
-    with pytest.raises(RefusedError, match="has USD 20.00 left, and this request may cost USD 21.00") as refused:
+    with pytest.raises(RefusedError, match=r"has USD 20\.00 left, and this request may cost USD 21\.00") as refused:
         await ladder(accounts, 20).admit(ANYBODY, (request(),), parts)
     assert (refused.value.status, refused.value.code, refused.value.kind) == (429, *["insufficient_quota"] * 2)
     assert refused.value.retry_after_s == 43200  # from noon to midnight
@@ -214,7 +214,7 @@ async def test_every_request_under_a_budget_is_told_with_how_far_down_it_went(ac
     assert steps == ["full", "shortened", "refused"]
 
 
-# --------------------------------------------------------------------------------------------------------- configuration
+# -------------------------------------------------------------------------------------------------------- configuration
 
 ENGINES = '[engines.s]\nadapter = "transformers"\nmodel = "small"\n[pipelines.default]\nstudent = "s"\n'
 
