@@ -15,7 +15,7 @@ from gkt_plugins.accounting.budgets import Budget
 from gkt_plugins.accounting.ledger import Ledger
 from gkt_plugins.accounting.prices import FirstKnown, cost_nano
 from gkt_plugins.accounting.requests import RequestRecord
-from gkt_plugins.contracts import BuildContext, Price, PriceSource, Role, Usage, UsageRecord
+from gkt_plugins.contracts import GUIDANCE_CACHE, BuildContext, Price, PriceSource, Role, Usage, UsageRecord
 
 if TYPE_CHECKING:
     from gkt_plugins.config import Config
@@ -80,6 +80,8 @@ class Accountant:
         """
         if record.cost_nano is None:
             record = self._priced(record)
+        elif record.price_source == GUIDANCE_CACHE and (price := self._price(record.model)) is not None:
+            record = replace(record, currency=price.currency)  # nothing, of what the teacher is paid in
         await self._ledger.closed(record)
         if self._observer is not None:
             self._observer(record)
@@ -159,15 +161,18 @@ class Accountant:
         await self._ledger.aclose()
 
     def _priced(self, record: UsageRecord) -> UsageRecord:
-        price: Price | None = None
-        try:
-            price = self.prices.price(record.model)
-        except Exception:  # noqa: BLE001 - a price source may be someone else's code; what it cannot tell is unknown
-            _log.exception("the price of %r could not be told; its cost is unknown", record.model)
+        price = self._price(record.model)
         if price is None:
             return record
         cost = cost_nano(record.usage, price)
         return replace(record, cost_nano=cost, currency=price.currency, price_source=price.source)
+
+    def _price(self, model: str) -> Price | None:
+        try:
+            return self.prices.price(model)
+        except Exception:  # noqa: BLE001 - a price source may be someone else's code; what it cannot tell is unknown
+            _log.exception("the price of %r could not be told; its cost is unknown", model)
+            return None
 
 
 def price_sources(config: Config, plugins: Plugins, env: Mapping[str, str] | None = None) -> FirstKnown:

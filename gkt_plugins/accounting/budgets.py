@@ -52,9 +52,10 @@ def worst_cost_nano(
     :param teacher, student: models, as ``prices`` knows them.
     :param timeout_s: how long a call may last; without it a price per hour has no bound, and gives None.
     """
-    calls = [(student, prompt_tokens + guidance_tokens, max_tokens)] * n
-    if teacher is not None and guidance_tokens > 0:
-        calls.append((teacher, prompt_tokens, min(guidance_tokens, max_tokens)))
+    guidance = min(guidance_tokens, max_tokens) if teacher is not None else 0
+    calls = [(student, prompt_tokens + guidance, max_tokens)] * n
+    if teacher is not None and guidance:
+        calls.append((teacher, prompt_tokens, guidance))
     total = 0
     for model, read, written in calls:
         price = prices.price(model)
