@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -13,7 +14,12 @@ from gkt_plugins.contracts import Options
 __all__ = ["ChatRoute", "OpenAIOptions"]
 
 ChatRoute: TypeAlias = Literal["completion", "continue_final_message", "prefix", "partial", "trailing", "hint"]
-"""Ways of having an endpoint go on from a given beginning of its answer, best first; see ``prefix`` below."""
+"""How a chat's answer goes on from a given beginning, best first.
+
+``completion``: as a raw prompt, by the model's own ``chat_template``; ``continue_final_message``: by that flag of the
+request; ``prefix`` or ``partial``: by that flag of the last message; ``trailing``: a last message of the assistant is
+continued without a flag; ``hint``: the beginning is told in the user's turn, which is another method.
+"""
 
 
 def _base_url(value: str) -> str:
@@ -30,6 +36,26 @@ def _base_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _headers(value: Mapping[str, str]) -> Mapping[str, str]:
+    for name, text in value.items():
+        if not _HEADER.fullmatch(name) or not text.isprintable():
+            raise ValueError(f"must hold names and values of HTTP headers, got {name!r}")
+        if name.lower() in ("host", "content-length", "transfer-encoding", "connection"):
+            raise ValueError(f"must not hold {name!r}, which is set for each request")
+    return value
+
+
+def _body(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    if taken := sorted(set(value) & _OURS):
+        raise ValueError(f"must not hold {taken[0]!r}, which each call sets for itself")
+    return value
+
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_OURS = frozenset({"model", "messages", "prompt", "stream", "stream_options", "n", "max_tokens",
+                   "max_completion_tokens", "continue_final_message", "add_generation_prompt", "echo"})  # fmt: skip
+
+
 class OpenAIOptions(Options):
     """An OpenAI-compatible endpoint."""
 
@@ -40,9 +66,7 @@ class OpenAIOptions(Options):
     api_key_env: str | None = None
     """Environment variable that holds the key."""
     prefix: ChatRoute | Literal["auto"] = "auto"
-    """How it goes on from a given beginning of an answer in a chat: `completion` (a raw prompt, with `chat_template`),
-    `continue_final_message`, `prefix` or `partial` (flags of the last message), `trailing` (the last message alone),
-    `hint` (it is told, which is another method). `auto` asks the endpoint; `gkt doctor` says what it found."""
+    """How a chat goes on from a given beginning of its answer; `auto` asks the endpoint, `gkt doctor` says."""
     chat_template: str | None = None
     """Folder with the model's tokenizer files, or its `.jinja` file: chats can be sent as raw prompts then."""
     connect_timeout_s: PositiveFloat = 10.0
@@ -53,9 +77,9 @@ class OpenAIOptions(Options):
     """Calls under way at once, at most; more wait."""
     batch_concurrency: PositiveInt = 32
     """Of one batch's calls, so many at once."""
-    headers: Mapping[str, str] = {}
+    headers: Annotated[Mapping[str, str], AfterValidator(_headers)] = {}
     """Sent with every request; never a key."""
-    body: Mapping[str, Any] = {}
+    body: Annotated[Mapping[str, Any], AfterValidator(_body)] = {}
     """Fields of every request's body, such as `chat_template_kwargs = { enable_thinking = false }`."""
     proxy: str | None = None
     """HTTP proxy to go through, e.g. `http://proxy.example:3128`; the environment's is not used."""
