@@ -117,19 +117,23 @@ class TransformersEngine:
 
     async def generate(self, calls: Sequence[Call]) -> list[Completion | EngineError]:
         """Answer ``calls`` in order, together with whatever else arrives in time."""
-        inboxes = [_Inbox(call, streaming=False) for call in calls]
+        refusals = [self._refusal(call) for call in calls]
+        inboxes = [_Inbox(call, streaming=False) for call, refusal in zip(calls, refusals, strict=True) if not refusal]
         try:
             self._worker.submit([inbox.job for inbox in inboxes])
         except EngineError as exc:
             return [exc for _ in calls]
+        waiting = iter(inboxes)
         try:
-            return [await inbox.completion() for inbox in inboxes]
+            return [refusal or await next(waiting).completion() for refusal in refusals]
         finally:
             for inbox in inboxes:
                 inbox.job.cancelled = True  # a caller that went away; finished jobs no longer look
 
     async def stream(self, call: Call) -> AsyncIterator[Delta]:
         """Answer ``call`` piece by piece; the pieces joined are what :meth:`generate` returns."""
+        if refusal := self._refusal(call):
+            raise refusal
         inbox = _Inbox(call, streaming=True)
         self._worker.submit([inbox.job])
         try:
@@ -142,6 +146,16 @@ class TransformersEngine:
                     return
         finally:
             inbox.job.cancelled = True
+
+    def _refusal(self, call: Call) -> EngineError | None:
+        """Why ``call`` cannot be answered as it asks to be."""
+        if not call.sampling.extra:
+            return None
+        names = ", ".join(sorted(call.sampling.extra))
+        return EngineError(
+            f"the engine {self._name!r} decodes in this process and cannot honour {names}; leave it out of the request",
+            refused=True,
+        )
 
     async def aclose(self) -> None:
         """End the thread; rows being decoded are finished first."""

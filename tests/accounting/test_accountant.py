@@ -7,7 +7,7 @@ import pytest
 from gkt_plugins.accounting.accountant import Accountant
 from gkt_plugins.accounting.ledger import Ledger
 from gkt_plugins.accounting.prices import ConfigPrices
-from gkt_plugins.contracts import Price, PriceSource, Usage, UsageRecord
+from gkt_plugins.contracts import GUIDANCE_CACHE, Price, PriceSource, Usage, UsageRecord
 from gkt_plugins.errors import BackendError
 
 PRICES = ConfigPrices({"small": {"input_per_million": "1", "output_per_million": "2", "currency": "EUR"}})
@@ -127,6 +127,14 @@ async def test_a_cost_that_the_engine_reported_is_kept(books: Books) -> None:
     record = UsageRecord("r", 0, "student", 0, "edge", "small", "final", USAGE, "USD", 7, "bill", started_at=1.0)
     assert await books.accountant.closed(record) == record
     assert books.only() == record
+    await books.accountant.aclose()
+
+
+async def test_guidance_from_the_cache_costs_nothing_in_the_currency_that_the_teacher_is_paid_in(books: Books) -> None:
+    record = UsageRecord("r", 0, "teacher", 0, "cloud", "small", "final", USAGE, "USD", 0, GUIDANCE_CACHE, 1.0)
+    written = await books.accountant.closed(record)  # no call went out, so none was opened
+    assert (written.currency, written.cost_nano, written.price_source) == ("EUR", 0, GUIDANCE_CACHE)
+    assert books.only() == written
     await books.accountant.aclose()
 
 

@@ -312,3 +312,22 @@ def test_a_draft_that_does_not_fit_says_how_to_leave_this_engine_out(tiny, tmp_p
     context = BuildContext(name="edge", resources={"config": config})
     with pytest.raises(ConfigError, match=r"draft's vocabulary .* or set engines.edge.speculation = false"):
         TransformersEngine.build(TransformersOptions(model=str(tiny.folder("llama"))), context)
+
+
+async def test_an_option_that_the_engine_cannot_honour_fails_its_own_row_and_is_named(engine_of):
+    engine = engine_of()
+    asked = Call(QUESTION, sampling=Sampling(max_tokens=2))
+    extra = {"logit_bias": {"5": -100}, "frequency_penalty": 1}
+    penalised = Call(QUESTION, sampling=Sampling(max_tokens=2, extra=extra))
+    first, refused, last = await engine.generate([asked, penalised, asked])
+    assert isinstance(first, Completion)
+    assert isinstance(last, Completion)
+    assert first.text == last.text
+    assert isinstance(refused, EngineError)
+    assert refused.refused
+    assert str(refused) == (
+        "the engine 'edge' decodes in this process and cannot honour frequency_penalty, logit_bias; "
+        "leave it out of the request"
+    )
+    with pytest.raises(EngineError, match="cannot honour frequency_penalty, logit_bias"):
+        await anext(engine.stream(penalised))
