@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -43,7 +43,7 @@ class BatchOptions:
 
 
 async def run_batch(
-    requests: Iterable[Request], parts: Parts, options: BatchOptions | None = None
+    requests: Iterable[Request] | AsyncIterable[Request], parts: Parts, options: BatchOptions | None = None
 ) -> AsyncGenerator[Answer, None]:
     """Answer every request, and yield each answer as soon as it is complete, in any order.
 
@@ -70,6 +70,15 @@ async def run_batch(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await run.abandon()
+
+
+async def _each(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Request, None]:
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield request
+    else:
+        for request in requests:
+            yield request
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +118,10 @@ class _Run:
                 return item
         return None
 
-    async def feed(self, requests: Iterable[Request]) -> None:
+    async def feed(self, requests: Iterable[Request] | AsyncIterable[Request]) -> None:
         """Begin requests, as many as have a slot."""
         try:
-            for request in requests:
+            async for request in _each(requests):
                 await self._slots.acquire()
                 exchange = Exchange(request, self._parts)
                 self._under_way.add(exchange)
