@@ -51,30 +51,48 @@ class InvalidRequest(ApiError):  # noqa: N818 - as OpenAI's own type of error is
 def error_body(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers for ``error``.
 
-    An engine's failure is 503 where a retry may help, else 502; a ledger or another backend 503; a sentence of the core
-    about the request 400. Anything else is our own fault: 500, and the message says nothing of it.
+    An engine's failure is 400 where its endpoint blames the request, 504 for silence, 503 where a retry may help, else
+    502; a ledger or another backend 503; a sentence of the core about the request 400. Anything else is our own fault:
+    500, and the message says nothing of it.
     """
-    retry_after_s: float | None = getattr(error, "retry_after_s", None)
+    cause = _endpoint_error(error)
+    retry_after_s: float | None = getattr(cause, "retry_after_s", None)
     headers: dict[str, str] = dict(error.headers) if isinstance(error, ApiError) else {}
     if retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
     match error:
         case ApiError():
-            found = (error.status, error.kind, error.code)
+            status, kind, code = error.status, error.kind, error.code
         case EngineError():
-            found = (
-                (503, "api_error", "upstream_unavailable") if error.retryable else (502, "api_error", "upstream_error")
-            )
+            status, kind, code = _of_engine(error, cause)
         case BackendError():
-            found = (503, "api_error", "backend_unavailable")
+            status, kind, code = 503, "api_error", "backend_unavailable"
         case GktError():
-            found = (400, "invalid_request_error", "invalid_request")
+            status, kind, code = 400, "invalid_request_error", "invalid_request"
         case _:
-            found = (500, "server_error", "internal_error")
-    status, kind, code = found
+            status, kind, code = 500, "server_error", "internal_error"
     message = str(error) if isinstance(error, GktError) else "the gateway failed; its log says why"
-    param = getattr(error, "param", None)
-    return status, _body(message, kind, code, param), headers
+    return status, _body(message, kind, code, getattr(cause, "param", None)), headers
+
+
+def _endpoint_error(error: BaseException) -> BaseException:
+    """The engine's own error, where the core put a sentence around it."""
+    cause = error
+    while isinstance(cause, EngineError) and isinstance(cause.__cause__, EngineError):
+        cause = cause.__cause__
+    return cause
+
+
+def _of_engine(error: EngineError, cause: BaseException) -> tuple[int, str, str]:
+    """Status, type and code. ``cause`` may know its endpoint's ``status`` and a ``code``."""
+    code: str | None = getattr(cause, "code", None)
+    if getattr(cause, "status", None) in (400, 413, 422):
+        return 400, "invalid_request_error", code or "upstream_refused"
+    if code == "upstream_timeout":
+        return 504, "api_error", code
+    if error.retryable:
+        return 503, "api_error", code or "upstream_unavailable"
+    return 502, "api_error", code or "upstream_error"
 
 
 def _body(message: str, kind: str, code: str | None, param: str | None) -> dict[str, Mapping[str, Any]]:
