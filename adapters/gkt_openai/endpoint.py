@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from gkt_openai.options import OpenAIOptions
 from gkt_plugins import __version__
 from gkt_plugins.contracts import BuildContext
 from gkt_plugins.errors import ConfigError
+from gkt_plugins.propagation import trace_headers
 
 __all__ = ["Endpoint", "api_key"]
 
@@ -51,8 +52,7 @@ class Endpoint:
     """Sends JSON, gives back JSON or the bytes of a stream."""
 
     def __init__(self, options: OpenAIOptions, context: BuildContext) -> None:
-        """``context.resources`` may lend ``http_transport``, an ``httpx2.AsyncBaseTransport`` in place of the network,
-        and ``trace_headers``, a function that gives the headers which link a request to a trace.
+        """``context.resources`` may lend ``http_transport``, an ``httpx2.AsyncBaseTransport`` in place of the network.
 
         :raises ConfigError: the key is not there, or ``ca_file`` cannot be read.
         """
@@ -64,7 +64,6 @@ class Endpoint:
         self._timeout_s = options.connect_timeout_s, options.read_timeout_s
         timeout = {"connect": options.connect_timeout_s, "read": options.read_timeout_s}
         self._extensions = {"timeout": timeout | {"write": options.read_timeout_s, "pool": options.read_timeout_s}}
-        self._trace_headers: Callable[[], Mapping[str, str]] | None = context.resources.get("trace_headers")
         self._transport: httpx2.AsyncBaseTransport = context.resources.get("http_transport") or _transport(
             options, context
         )
@@ -93,8 +92,8 @@ class Endpoint:
         if url is None:
             url = self._urls[path] = httpx2.URL(self._base_url + path)
         headers = self._headers
-        if self._trace_headers is not None:
-            headers = [*headers, *((name.encode(), value.encode()) for name, value in self._trace_headers().items())]
+        if linked := trace_headers.get():
+            headers = [*headers, *((name.encode(), value.encode()) for name, value in linked.items())]
         request = (
             httpx2.Request("GET", url, headers=headers, extensions=self._extensions)
             if body is None

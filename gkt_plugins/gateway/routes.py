@@ -17,6 +17,7 @@ from gkt_plugins.gateway.limits import read_body
 from gkt_plugins.gateway.presence import ClientGoneError, Presence
 from gkt_plugins.gateway.state import GatewayState
 from gkt_plugins.gateway.streaming import stream_answer
+from gkt_plugins.gateway.tracing import RequestSpan
 from gkt_plugins.gateway.turns import Turn, send_error, send_json
 from gkt_plugins.gateway.whole import whole_answer
 from gkt_plugins.openai_wire.errors import ApiError, InvalidRequest, error_body
@@ -37,13 +38,20 @@ class AnswerRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
+        with self._state.tracing.request_span(self._route, scope) as span:
+            await self._serve(scope, receive, send, began, span)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, began: float, span: RequestSpan) -> None:
         try:
             turn = await self._begin(scope, receive, send, began)
         except ClientDisconnect:
             return
         except GktError as exc:
-            self._state.metrics.refused(await send_error(send, exc))
+            code = await send_error(send, exc)
+            self._state.metrics.refused(code)
+            span.refused(code)
             return
+        turn.span = span
         self._state.metrics.request_began(streamed=turn.asked.stream)
         try:
             await self._finish(turn)

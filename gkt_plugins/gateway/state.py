@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gkt_plugins.accounting.accountant import Accountant
+from gkt_plugins.accounting.budgets import Budget, utc_day
 from gkt_plugins.contracts import Forwarder, PriceSource, Sampling
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.gateway.access import Access, Client
@@ -16,6 +19,7 @@ from gkt_plugins.gateway.budgeting import Ladder
 from gkt_plugins.gateway.health import Readiness
 from gkt_plugins.gateway.limits import RateLimits
 from gkt_plugins.gateway.metrics import Metrics
+from gkt_plugins.gateway.tracing import OFF, open_tracing
 from gkt_plugins.guidance.exchange import Parts
 from gkt_plugins.guidance.pipeline import default_sampling, open_pipelines
 from gkt_plugins.openai_wire.errors import InvalidRequest
@@ -73,7 +77,9 @@ class GatewayState:
         self.access = Access.from_config(config)
         self.limits = RateLimits(config.gateway.requests_per_minute, self.access.clients)
         self.metrics = Metrics()
-        self.readiness = Readiness({})
+        self.tracing = OFF
+        """Spans, inside :meth:`running`."""
+        self.readiness = Readiness({"ledger": self._ledger_is_writable})
         self.started_at = int(time.time())
         self._opened: Opened | None = None
 
@@ -95,15 +101,31 @@ class GatewayState:
                 self._opened = None
 
     async def _open(self, stack: AsyncExitStack) -> Opened:
+        self.tracing = open_tracing(self.config.gateway.tracing, self.env)
+        stack.push_async_callback(asyncio.to_thread, self.tracing.close)
         sections = self.config.pipelines
-        parts = await open_pipelines(sections, self.config, self.plugins, self.env, stack)
-        accounts = next(iter(parts.values())).accounts
+        opened = await open_pipelines(sections, self.config, self.plugins, self.env, stack)
+        parts = {name: self._traced(own) for name, own in opened.items()}
+        any_parts = next(iter(parts.values()))  # the pipelines share their ledger and their circuits
+        self.metrics.watch_breakers(lambda: any_parts.attempts.circuits)
+        accounts = any_parts.accounts
         assert isinstance(accounts, Accountant)
         pipelines = {
             name: Served(name, own, default_sampling(sections[name]), _forwarder(own)) for name, own in parts.items()
         }
         ladder = Ladder.from_config(self.config, accounts, parts.values(), told=self.metrics.budget_step)
         return Opened(pipelines, accounts, accounts.prices, ladder)
+
+    def _traced(self, parts: Parts) -> Parts:
+        teacher = None if parts.teacher is None else self.tracing.traced(parts.teacher, "teacher")
+        return replace(parts, teacher=teacher, student=self.tracing.traced(parts.student, "student"))
+
+    async def _ledger_is_writable(self) -> None:
+        """:raises BackendError: it is not, so no request can be answered."""
+        accounts = self.opened.accounts
+        name = f"ready-{uuid.uuid4().hex}"
+        await accounts.reserve(name, [Budget("ready", 0)], 0, utc_day(time.time()))
+        await accounts.settle(name, 0)
 
     def served(self, model: ModelName, client: Client) -> Served:
         """The pipeline that ``model`` names.

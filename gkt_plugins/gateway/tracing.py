@@ -13,7 +13,7 @@ from gkt_plugins.errors import ConfigError, require
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-__all__ = ["OFF", "RequestSpan", "Tracing", "open_tracing"]
+__all__ = ["OFF", "SILENT", "RequestSpan", "Tracing", "open_tracing"]
 
 
 class RequestSpan(Protocol):
@@ -57,10 +57,14 @@ class _Silent:
         pass
 
 
+SILENT: RequestSpan = _Silent()
+"""A span that is none."""
+
+
 class _Off:
     """No tracing, at no cost."""
 
-    _nothing: AbstractContextManager[RequestSpan] = nullcontext(_Silent())
+    _nothing: AbstractContextManager[RequestSpan] = nullcontext(SILENT)
 
     def request_span(
         self, route: Literal["chat", "completions"], scope: Mapping[str, Any]

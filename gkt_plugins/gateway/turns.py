@@ -16,6 +16,7 @@ from gkt_plugins.errors import GktError
 from gkt_plugins.gateway.access import Client
 from gkt_plugins.gateway.budgeting import Admission
 from gkt_plugins.gateway.state import GatewayState, Served
+from gkt_plugins.gateway.tracing import SILENT, RequestSpan
 from gkt_plugins.guidance.answers import Answer
 from gkt_plugins.guidance.events import CallKey
 from gkt_plugins.guidance.exchange import Exchange
@@ -83,6 +84,7 @@ class Turn:
         self.begun = False
         """The response's head is out."""
         self.first_text: float | None = None
+        self.span: RequestSpan = SILENT
 
     # ------------------------------------------------------------------------------------------------ out
 
@@ -156,6 +158,7 @@ class Turn:
         records = [*self.records, *(record for answer in answers for record in answer.records)]
         record = self._record(answers, records, status, code)
         self.state.metrics.observe(record, records)
+        self.span.observe(record)
         try:
             await self.admission.settle(records)
             await self.state.opened.accounts.request(record)

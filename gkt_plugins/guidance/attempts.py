@@ -61,6 +61,11 @@ class Attempts:
             found = self._breakers[engine] = Breaker(self._breaker_failures, self._breaker_pause_s, self._clock)
         return found
 
+    @property
+    def circuits(self) -> dict[str, bool]:
+        """Name of every engine that was called → it is being left alone."""
+        return {engine: breaker.is_open for engine, breaker in self._breakers.items()}
+
     def refusal(self, engine: str) -> EngineError | None:
         """Why no call may go out to ``engine`` now; None: one may, and the breaker is told how it ends."""
         breaker = self.breaker(engine)
