@@ -9,15 +9,16 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route as HttpRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gkt_plugins.errors import GktError
+from gkt_plugins.gateway import dashboard
 from gkt_plugins.gateway.forwarding import forward_answer, refuse_unserved
 from gkt_plugins.gateway.limits import read_body
+from gkt_plugins.gateway.openapi import openapi_document
 from gkt_plugins.gateway.presence import ClientGoneError, Presence
 from gkt_plugins.gateway.state import GatewayState
 from gkt_plugins.gateway.streaming import stream_answer
-from gkt_plugins.gateway.tracing import RequestSpan
 from gkt_plugins.gateway.turns import Turn, send_error, send_json
 from gkt_plugins.gateway.whole import whole_answer
 from gkt_plugins.openai_wire.errors import ApiError, InvalidRequest, error_body
@@ -38,25 +39,23 @@ class AnswerRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
-        with self._state.tracing.request_span(self._route, scope) as span:
-            await self._serve(scope, receive, send, began, span)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, began: float, span: RequestSpan) -> None:
-        try:
-            turn = await self._begin(scope, receive, send, began)
-        except ClientDisconnect:
-            return
-        except GktError as exc:
-            code = await send_error(send, exc)
-            self._state.metrics.refused(code)
-            span.refused(code)
-            return
-        turn.span = span
-        self._state.metrics.request_began(streamed=turn.asked.stream)
-        try:
-            await self._finish(turn)
-        finally:
-            self._state.metrics.request_ended(streamed=turn.asked.stream)
+        state = self._state
+        with state.tracing.request_span(self._route, scope) as span:
+            try:
+                turn = await self._begin(scope, receive, send, began)
+            except ClientDisconnect:
+                return
+            except GktError as exc:
+                code = await send_error(send, exc)
+                state.metrics.refused(code)
+                span.refused(code)
+                return
+            turn.span = span
+            state.metrics.request_began(streamed=turn.asked.stream)
+            try:
+                await self._finish(turn)
+            finally:
+                state.metrics.request_ended(streamed=turn.asked.stream)
 
     async def _begin(self, scope: Scope, receive: Receive, send: Send, began: float) -> Turn:
         """Everything up to knowing who asks for what."""
@@ -164,6 +163,10 @@ def routes(state: GatewayState) -> list[HttpRoute]:
         page, content_type = state.metrics.page(accept)
         await Response(page, media_type=content_type)(scope, receive, send)
 
+    async def described(request: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    document = orjson.dumps(openapi_document())
     return [
         HttpRoute("/v1/chat/completions", AnswerRoute(state, "chat"), methods=["POST"]),
         HttpRoute("/v1/completions", AnswerRoute(state, "completions"), methods=["POST"]),
@@ -172,13 +175,15 @@ def routes(state: GatewayState) -> list[HttpRoute]:
         HttpRoute("/health", health, methods=["GET"]),
         HttpRoute("/ready", ready, methods=["GET"]),
         HttpRoute("/metrics", _Bare(metrics), methods=["GET"]),
+        HttpRoute("/openapi.json", described, methods=["GET"]),
+        *dashboard.routes(state),
     ]
 
 
 class _Bare:
     """A function as the ASGI application that it is; starlette would take it for a view."""
 
-    def __init__(self, application) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, application: ASGIApp) -> None:
         self._application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
