@@ -420,6 +420,8 @@ class Price:
     cached_input_nano: int | None = None
     hour_nano: int | None = None
     source: str = "config"
+    max_prompt_tokens: int | None = None
+    """Longest prompt that the price per token holds for; a longer one costs something unknown."""
 
 
 class PriceSource(Protocol):

@@ -1,16 +1,18 @@
-"""The price sources that ship: ``config`` and ``file``."""
+"""The price sources that ship: ``config``, ``file`` and ``list``."""
 
 from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from gkt_plugins.accounting.prices import ConfigPrices
 from gkt_plugins.contracts import BuildContext, Factory, Options, PriceSource
 from gkt_plugins.errors import ConfigError
 
-__all__ = ["PRICE_SOURCES", "FilePriceOptions"]
+__all__ = ["PRICE_SOURCES", "FilePriceOptions", "ListPriceOptions"]
 
 
 class FilePriceOptions(Options):
@@ -18,6 +20,15 @@ class FilePriceOptions(Options):
 
     path: Path
     """TOML with one table a model, written like ``[prices.MODEL]``; relative to the configuration's folder."""
+
+
+class ListPriceOptions(Options):
+    """Public prices, as they were on the list's date."""
+
+    provider: str = ""
+    """What the list's names of your models begin with and your engine's do not, such as `together_ai`."""
+    max_age_days: Annotated[int, Field(ge=1)] | None = 120
+    """An older list is warned of."""
 
 
 def _config_prices(options: Options, context: BuildContext) -> PriceSource:
@@ -42,7 +53,15 @@ def _file_prices(options: FilePriceOptions, context: BuildContext) -> PriceSourc
         raise ConfigError(f"{str(path)!r}: {exc}") from exc
 
 
+def _list_prices(options: ListPriceOptions, context: BuildContext) -> PriceSource:
+    from gkt_plugins.accounting.price_list import ListPrices, load_price_list
+
+    prices = load_price_list(name=context.name or "list", max_age_days=options.max_age_days)
+    return ListPrices(prices, provider=options.provider)
+
+
 PRICE_SOURCES: dict[str, Factory[PriceSource]] = {
     "config": Factory(_config_prices, summary="the [prices.MODEL] sections; always asked first"),
     "file": Factory(_file_prices, FilePriceOptions, "a price list in a TOML file of its own"),
+    "list": Factory(_list_prices, ListPriceOptions, "the public prices that ship with this package"),
 }

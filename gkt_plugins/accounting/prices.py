@@ -21,7 +21,9 @@ _AMOUNTS = {
 }
 
 
-def parse_price(model: str, section: Mapping[str, Any], *, source: str = "config") -> Price:
+def parse_price(
+    model: str, section: Mapping[str, Any], *, source: str = "config", max_prompt_tokens: int | None = None
+) -> Price:
     """One ``[prices.MODEL]`` section: decimal strings, None for what is not given.
 
     Keys: ``input_per_million``, ``output_per_million``, ``cached_input_per_million`` (tokens), ``per_hour`` (own
@@ -50,7 +52,7 @@ def parse_price(model: str, section: Mapping[str, Any], *, source: str = "config
         )
     if not amounts:
         raise ConfigError(f"{where} names no price; give input_per_million and output_per_million, or per_hour")
-    return Price(currency=currency, source=source, **amounts)
+    return Price(currency=currency, source=source, max_prompt_tokens=max_prompt_tokens, **amounts)
 
 
 class ConfigPrices:
@@ -108,6 +110,8 @@ def _time_part(usage: Usage, hour_nano: int) -> int | None:
 def _token_part(usage: Usage, price: Price) -> int | None:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     if price.input_nano is None or price.output_nano is None or prompt is None or completion is None:
+        return None
+    if price.max_prompt_tokens is not None and prompt > price.max_prompt_tokens:
         return None
     cached_nano = price.input_nano if price.cached_input_nano is None else price.cached_input_nano
     cached = usage.cached_tokens
