@@ -32,10 +32,12 @@ __all__ = [
     "Delta",
     "Drafter",
     "Engine",
+    "Examinable",
     "ExportRequest",
     "Exported",
     "Exporter",
     "Factory",
+    "Finding",
     "FinishReason",
     "Forwarder",
     "LengthPolicy",
@@ -219,6 +221,32 @@ class Forwarder(Protocol):
         """Send ``body`` with this engine's own model name; yield the chunks of a stream, or the one whole response.
 
         Closing the iterator cancels the call. Raises :class:`EngineError`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that an engine found out about what is behind it."""
+
+    name: str
+    """A word or two for a table, such as ``prefix route``."""
+    value: str
+    """What was found, for a person."""
+    good: bool | None = None
+    """False: something will not work, or not well. None: neither good nor bad."""
+    advice: str = ""
+    """One sentence: what to do about it."""
+
+
+@runtime_checkable
+class Examinable(Protocol):
+    """What an engine may be besides: one that asks what is behind it what it can do. ``gkt doctor`` prints it."""
+
+    async def examine(self, *, refresh: bool = False) -> Sequence[Finding]:
+        """Ask, or tell what is known from before; ``refresh``: ask in any case. A few tokens may be spent.
+
+        Raises :class:`EngineError`: nothing could be asked.
         """
         ...
 
