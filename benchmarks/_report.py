@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
 import sys
@@ -13,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -29,19 +29,23 @@ def arguments(
     argv: Sequence[str] | None = None,
     *,
     more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    torch: bool = True,
 ) -> argparse.Namespace:
     """``--json`` (nothing but the object on standard output), ``--quick``, ``--threads``, ``--output FILE``.
 
     :param more: adds the options that only this benchmark has.
+    :param torch: it computes with torch; otherwise there is no ``--threads``, and torch is not loaded.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: at most 5 minutes on 2 cores")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
+    if torch:
+        parser.add_argument("--threads", type=int, default=_threads(), help="torch threads")
     parser.add_argument("--output", type=Path, help="also write the JSON object to this file")
     more(parser)
     options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
+    if torch:
+        importlib.import_module("torch").set_num_threads(options.threads)
     return options
 
 
@@ -71,6 +75,8 @@ class Report:
     intervals: dict[str, list[float]] = field(default_factory=dict)
     goals: dict[str, tuple[str, float]] = field(default_factory=dict)
     setup: dict[str, Any] = field(default_factory=dict)
+    packages: tuple[str, ...] = ("gkt-plugins", "torch", "transformers")
+    """Whose versions are told."""
     started: float = field(default_factory=time.time)
 
     def put(self, name: str, value: float | int | str | None) -> None:
@@ -113,9 +119,10 @@ class Report:
             seconds=round(time.time() - self.started),
             date=time.strftime("%Y-%m-%d", time.gmtime()),
             machine=_processor(),
-            threads=torch.get_num_threads(),
-            versions={name: version(name) for name in ("gkt-plugins", "torch", "transformers")},
+            versions={name: version(name) for name in self.packages},
         )
+        if "torch" in self.packages:
+            self.setup["threads"] = _threads()
         return {
             "figures": self.figures,
             "intervals": self.intervals,
@@ -140,6 +147,10 @@ class Report:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(payload + "\n")
         print(payload)
+
+
+def _threads() -> int:
+    return int(importlib.import_module("torch").get_num_threads())
 
 
 def _processor() -> str:
