@@ -206,7 +206,7 @@ class _TracedEngine:
         return self._engine.capabilities
 
     async def generate(self, calls: Sequence[Call]) -> list[Completion | EngineError]:
-        span = self._span("generate")
+        span = self._span(_operation(calls[0]) if calls else _OPERATIONS["chat"])
         failure = "cancelled"
         try:
             with span.current():
@@ -222,8 +222,7 @@ class _TracedEngine:
             span.ended(failure)
 
     def stream(self, call: Call) -> AsyncIterator[Delta]:
-        operation = "chat" if call.prompt.messages else "text_completion"
-        return _traced(lambda: self._span(operation), self._engine.stream(call))
+        return _traced(lambda: self._span(_operation(call)), self._engine.stream(call))
 
     async def aclose(self) -> None:
         await self._engine.aclose()
@@ -240,6 +239,10 @@ class _TracedForwarder(_TracedEngine):
     ) -> AsyncIterator[Mapping[str, Any]]:
         assert isinstance(self._engine, Forwarder)
         return _traced(lambda: self._span(_OPERATIONS[route]), self._engine.forward(route, body))
+
+
+def _operation(call: Call) -> str:
+    return _OPERATIONS["chat" if call.prompt.messages else "completions"]
 
 
 def _failed(span: Span, code: str) -> None:
