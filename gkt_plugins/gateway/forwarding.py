@@ -8,20 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from gkt_plugins.contracts import Call, Usage, UsageRecord
 from gkt_plugins.errors import EngineError
+from gkt_plugins.gateway.forwarded_call import ForwardedCall
 from gkt_plugins.gateway.turns import Turn, send_json
-from gkt_plugins.guidance.estimates import estimate_usage
-from gkt_plugins.guidance.events import CallKey
 from gkt_plugins.guidance.exchange import as_engine_error
-from gkt_plugins.guidance.timings import CallTiming
 from gkt_plugins.openai_wire.errors import InvalidRequest
 from gkt_plugins.openai_wire.provenance import Provenance
 from gkt_plugins.openai_wire.streams import DONE, event
-from gkt_plugins.openai_wire.usage import read_usage
 
 __all__ = ["forward_answer", "refuse_unserved"]
 
@@ -39,94 +34,64 @@ def refuse_unserved(turn: Turn) -> None:
 
 
 async def forward_answer(turn: Turn) -> None:
-    """Answer ``turn`` with what the student's engine says.
+    """Answer ``turn`` with what the student's engine says. It is asked again while nothing of an answer came.
 
     :raises EngineError: it failed; ``turn.begun`` tells whether some of the answer is out.
     :raises BackendError: the ledger cannot be written.
     """
-    assert turn.served.forwarder is not None
     turn.forwarded = True
-    call = _ForwardedCall(turn)
+    attempts, engine = turn.served.parts.attempts, turn.served.parts.student
+    attempt = 0
+    while True:
+        call = ForwardedCall(turn, attempt)
+        try:
+            last = await _attempt(turn, call)
+        except EngineError as exc:
+            wait_s = None if call.answered else attempts.wait_s(engine.name, exc, attempt)
+            if wait_s is None:
+                raise
+            await attempts.sleep(wait_s)
+            attempt += 1
+        else:
+            await _end(turn, last)
+            return
+
+
+async def _attempt(turn: Turn, call: ForwardedCall) -> dict[str, Any]:
+    """Pass a stream on, all but its end. Returns that, or the whole response: it waits until the call is on record."""
+    assert turn.served.forwarder is not None
     await call.open()
-    chunks = turn.served.forwarder.forward(turn.asked.route, _body(turn))
-    last: dict[str, Any] | None = None
+    held: dict[str, Any] | None = None
     try:
+        chunks = turn.served.forwarder.forward(turn.asked.route, _body(turn))
         try:
             async for chunk in chunks:
                 call.hear(chunk)
                 shown = _shown(turn, chunk)
                 if shown is None:
                     continue
-                if last is not None:
-                    await _pass_on(turn, last)
-                last = shown
+                if held is not None:
+                    await _pass_on(turn, held)
+                held = shown
                 if turn.asked.stream and not _is_last(shown):
                     await _pass_on(turn, shown)
-                    last = None
+                    held = None
         finally:
             if aclose := getattr(chunks, "aclose", None):
                 await aclose()
-        if not call.answered:
-            raise EngineError(f"the engine {turn.served.parts.student.name!r} gave no answer to a forwarded request")
+        if not call.complete:
+            raise EngineError(
+                f"the engine {turn.served.parts.student.name!r} ended a forwarded request without a finish_reason"
+            )
     except asyncio.CancelledError:
         await call.close("cancelled")
         raise
     except Exception as exc:
-        await call.close("failed")
-        raise as_engine_error(turn.served.parts.student, exc) from exc
+        error = as_engine_error(turn.served.parts.student, exc)
+        await call.close("failed", error)
+        raise error from exc
     await call.close("final")
-    await _end(turn, last or {})
-
-
-class _ForwardedCall:
-    """The one call of a forwarded request, on record."""
-
-    def __init__(self, turn: Turn) -> None:
-        self._turn = turn
-        self._engine = turn.served.parts.student
-        self._record = UsageRecord(
-            request_id=turn.admission.requests[0].request_id,
-            call=0,
-            role="student",
-            attempt=0,
-            engine=self._engine.name,
-            model=self._engine.model,
-            status="open",
-            started_at=time.time(),
-            pipeline=turn.served.name,
-        )
-        self._timing = CallTiming(time.perf_counter())
-        self._usage: Usage | None = None
-        self._texts: list[str] = []
-        self.answered = False
-        """Something came."""
-
-    async def open(self) -> None:
-        await self._turn.state.opened.accounts.opened(self._record)
-        self._timing.started = time.perf_counter()
-        self._turn.timings[CallKey("student", 0)] = self._timing
-
-    def hear(self, chunk: Mapping[str, Any]) -> None:
-        """Take note of what a chunk, or the whole response, tells of usage."""
-        self.answered = True
-        if self._timing.first_text is None:
-            self._timing.first_text = time.perf_counter()
-        self._usage = read_usage(chunk.get("usage")) or self._usage
-        for choice in chunk.get("choices") or ():
-            said = choice.get("delta") or choice.get("message") or choice
-            text = said.get("content") or said.get("text")
-            if isinstance(text, str):
-                self._texts.append(text)
-
-    async def close(self, status: Literal["final", "failed", "cancelled"]) -> None:
-        ended = self._timing.ended = time.perf_counter()
-        usage = self._usage
-        if usage is None or usage.completion_tokens is None:
-            asked = Call(self._turn.asked.requests[0].prompt)
-            usage = estimate_usage(asked, "".join(self._texts))
-        usage = replace(usage, seconds=ended - self._timing.started)
-        closed = replace(self._record, status=status, usage=usage)
-        self._turn.records.append(await self._turn.state.opened.accounts.closed(closed))
+    return held or {}
 
 
 def _body(turn: Turn) -> Mapping[str, Any]:
@@ -174,7 +139,8 @@ async def _end(turn: Turn, last: dict[str, Any]) -> None:
 
 def _provenance(turn: Turn) -> Provenance:
     names = ", ".join(sorted(turn.asked.features))
-    [record] = turn.records
+    costs = [record.cost_nano for record in turn.records]
+    known = [cost for cost in costs if cost is not None]
     return Provenance(
         guidance_tokens=0,
         teacher=turn.served.teacher,
@@ -182,7 +148,7 @@ def _provenance(turn: Turn) -> Provenance:
         way="forwarded",
         degraded=turn.admission.degraded,
         notes=(f"guidance off: the request asks for {names}, which text from two models cannot give",),
-        cost_nano=record.cost_nano,
-        currency=record.currency,
+        cost_nano=sum(known) if len(known) == len(costs) else None,
+        currency=turn.records[-1].currency,
         overhead_ms=turn.all_timings().own_s(time.perf_counter()) * 1000,
     )
