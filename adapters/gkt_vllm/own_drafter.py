@@ -157,9 +157,9 @@ class OwnDrafter:
         block = _Block(self._order, own_lengths, [min(wanted[name], gamma) for name in self._order], gamma, steady)
         row_of = {name: i for i, name in enumerate(names)}
         rows = [row_of[name] for name in self._order]
-        ids = torch.from_numpy(token_ids_cpu[rows, : max(own_lengths)].astype(np.int64)).to(self._target.device)
+        ids = torch.from_numpy(_without_leavings(token_ids_cpu[rows, : max(own_lengths)], own_lengths))
         assert self._drafter is not None
-        proposal = self._drafter.propose(self._state(ids, own_lengths), gamma)
+        proposal = self._drafter.propose(self._state(ids.to(self._target.device), own_lengths), gamma)
         self._block, self._probs = block, proposal.probs
         counts = block.drafted if proposal.counts is None else _smaller(block.drafted, proposal.counts.tolist())
         block.drafted = counts
@@ -189,6 +189,12 @@ def _in_old_places(before: Sequence[str], wanted: Mapping[str, int]) -> list[str
             if place < len(order):
                 order[place] = last
     return order + [name for name in wanted if name not in before]
+
+
+def _without_leavings(ids: npt.NDArray[np.int32], lengths: Sequence[int]) -> npt.NDArray[np.int64]:
+    """[B, T] with zeros beyond each row's length, where vLLM leaves what earlier requests had there, or -1."""
+    used = np.arange(ids.shape[1]) < np.array(lengths)[:, None]
+    return np.where(used, ids, 0).astype(np.int64)
 
 
 def _smaller(left: Sequence[int], right: Sequence[int]) -> list[int]:
