@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from gkt_openai.options import ChatRoute
@@ -40,7 +40,6 @@ class Asked:
     max_tokens: int
     repeats: str = ""
     """The answer may begin with this although it should not: the prefix, where it was only told."""
-    notes: tuple[str, ...] = field(default=())
 
 
 def asked_of(

@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 import httpx2
 
-from gkt_openai.calls import PATHS, Asked, Dialect, asked_of
+from gkt_openai.calls import PATHS, Asked, asked_of
 from gkt_openai.endpoint import Endpoint
-from gkt_openai.options import ChatRoute, OpenAIOptions
-from gkt_openai.reading import StreamReader, read_object, read_whole
+from gkt_openai.knowledge import Knowledge
+from gkt_openai.options import OpenAIOptions
+from gkt_openai.reading import ChunkReader, StreamReader, read_object, read_whole, truncated
+from gkt_openai.repeats import RepeatFilter
 from gkt_openai.templates import ChatTemplate
 from gkt_openai.usage import BusyTime, settled_usage
-from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta
+from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta, Finding, Usage
 from gkt_plugins.errors import EngineError
 
 __all__ = ["OpenAIEngine"]
@@ -33,7 +35,7 @@ class OpenAIEngine:
         self._endpoint = Endpoint(options, context)
         self._name = self._endpoint.name
         self._template = ChatTemplate.load(options.chat_template, context.base_dir) if options.chat_template else None
-        self._dialect = Dialect()
+        self._knowledge = Knowledge(options, context, self._endpoint)
         self._slots = asyncio.Semaphore(options.concurrency)
         self._busy = BusyTime()
 
@@ -47,7 +49,19 @@ class OpenAIEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(prefix="continue_final_message", logprobs=False)
+        """As far as they are known; :meth:`prepare` makes sure."""
+        return self._knowledge.capabilities
+
+    async def prepare(self) -> None:
+        """Find out now how answers are continued, where that is not known yet, and not in the first call that needs it.
+
+        :raises EndpointError: the endpoint cannot be asked.
+        """
+        await self._knowledge.chat_route()
+
+    async def examine(self, *, refresh: bool = False) -> Sequence[Finding]:
+        """See :meth:`gkt_plugins.contracts.Examinable.examine`."""
+        return self._knowledge.findings(await self._knowledge.ask(refresh=refresh))
 
     async def generate(self, calls: Sequence[Call]) -> list[Completion | EngineError]:
         """Answer ``calls``, ``batch_concurrency`` at a time."""
@@ -70,6 +84,7 @@ class OpenAIEngine:
         """Answer ``call`` in pieces: one for each packet that brings text."""
         asked = await self._asked(call, stream=True)
         reader = StreamReader(asked.route, self._name)
+        repeats = RepeatFilter(asked.repeats)
         texts: list[str] = []
         begun = self._busy.begin()
         seconds = 0.0
@@ -77,20 +92,20 @@ class OpenAIEngine:
             async with self._sent(asked) as response:
                 parts = response.stream.__aiter__()  # type: ignore[union-attr]
                 async for data in parts:
-                    if text := reader.feed(data):
+                    if text := repeats.feed(reader.feed(data)):
                         texts.append(text)
-                        yield Delta(text)
+                        yield Delta(text, usage=self._running(call, reader, texts, asked))
                     if reader.done:
                         await _drained(parts)
                         break
-                rest = reader.end()
+                rest = repeats.feed(reader.end()) + repeats.end()
         finally:
             seconds = self._busy.end(begun)
         texts.append(rest)
         text = "".join(texts)
         usage, notes = settled_usage(call, text, reader.usage, max_tokens=asked.max_tokens, seconds=seconds)
         assert reader.reason is not None
-        yield Delta(rest, reader.reason, usage, asked.notes + notes + self._said(text, reader.reasoned))
+        yield Delta(rest, reader.reason, usage, notes + self._said(text, reader.reasoned) + self._hinted(asked))
 
     async def forward(
         self, route: Literal["chat", "completions"], body: Mapping[str, Any]
@@ -101,19 +116,21 @@ class OpenAIEngine:
             if not body.get("stream"):
                 yield read_object(await self._endpoint.read(response), self._name)
                 return
-            from gkt_openai.events import EventReader
-
-            events = EventReader()
+            reader = ChunkReader(self._name)
+            ended = False
             parts = response.stream.__aiter__()  # type: ignore[union-attr]
             async for data in parts:
-                for event, _ in events.feed(data):
-                    if event == b"[DONE]":
-                        await _drained(parts)
-                        return
-                    yield read_object(event, self._name)
-            for event, _ in events.end():
-                if event != b"[DONE]":
-                    yield read_object(event, self._name)
+                for chunk in reader.feed(data):
+                    ended = ended or _ends(chunk)
+                    yield chunk
+                if reader.done:
+                    await _drained(parts)
+                    return
+            for chunk in reader.end():
+                ended = ended or _ends(chunk)
+                yield chunk
+            if not ended and not reader.done:
+                raise truncated(self._name)
 
     async def aclose(self) -> None:
         await self._endpoint.aclose()
@@ -121,26 +138,34 @@ class OpenAIEngine:
     # ------------------------------------------------------------------------------------------------ within
 
     async def _asked(self, call: Call, *, stream: bool) -> Asked:
+        route = await self._knowledge.chat_route() if call.prefix and call.prompt.text is None else "hint"
         return asked_of(
             call,
             model=self._options.model,
-            chat_route=await self._chat_route(call),
+            chat_route=route,
             template=self._template,
-            dialect=self._dialect,
+            dialect=self._knowledge.dialect,
             stream=stream,
             fixed=self._options.body,
         )
 
-    async def _chat_route(self, call: Call) -> ChatRoute:
-        return "continue_final_message"
-
     @asynccontextmanager
     async def _sent(self, asked: Asked) -> AsyncIterator[httpx2.Response]:
-        """The response to ``asked``, whose status is 200."""
-        async with self._slots, self._endpoint.opened(PATHS[asked.route], asked.body) as response:
-            if response.status_code != 200:
-                raise await self._endpoint.refused(response)
-            yield response
+        """The response to ``asked``, whose status is 200. A refusal that is about words is answered in other words."""
+        async with self._slots:
+            refused = None
+            async with self._endpoint.opened(PATHS[asked.route], asked.body) as response:
+                if response.status_code == 200:
+                    yield response
+                    return
+                refused = await self._endpoint.refused(response)
+            again = self._knowledge.relearnt(asked, refused)
+            if again is None:
+                raise refused
+            async with self._endpoint.opened(PATHS[again.route], again.body) as response:
+                if response.status_code != 200:
+                    raise await self._endpoint.refused(response)
+                yield response
 
     async def _complete(self, call: Call) -> Completion | EngineError:
         begun = self._busy.begin()
@@ -151,6 +176,8 @@ class OpenAIEngine:
                 body = await self._endpoint.read(response)
             found = read_object(body, self._name)
             text, reason, reasoned = read_whole(found, asked.route, self._name)
+            repeats = RepeatFilter(asked.repeats)
+            text = repeats.feed(text) + repeats.end()
         except EngineError as exc:
             return exc
         finally:
@@ -159,7 +186,21 @@ class OpenAIEngine:
         usage, notes = settled_usage(
             call, text, reported if isinstance(reported, dict) else None, max_tokens=asked.max_tokens, seconds=seconds
         )
-        return Completion(text, reason, usage, asked.notes + notes + self._said(text, reasoned))
+        return Completion(text, reason, usage, notes + self._said(text, reasoned) + self._hinted(asked))
+
+    def _running(self, call: Call, reader: StreamReader, texts: Sequence[str], asked: Asked) -> Usage | None:
+        """What was used so far, where the endpoint counts in every chunk: a call that is cancelled has that."""
+        if reader.usage is None or not self._knowledge.dialect.running_usage:
+            return None
+        return settled_usage(call, "".join(texts), reader.usage, max_tokens=asked.max_tokens, seconds=None)[0]
+
+    def _hinted(self, asked: Asked) -> tuple[str, ...]:
+        """Said here only where ``capabilities.prefix`` is better than that, for then the core does not say it."""
+        if not asked.repeats or self.capabilities.prefix == "hint":
+            return ()
+        return (
+            f"degraded: hint, the engine {self._name!r} cannot continue a chat's answer, so it was told the guidance",
+        )
 
     def _said(self, text: str, reasoned: bool) -> tuple[str, ...]:
         if text or not reasoned:
@@ -178,3 +219,9 @@ async def _drained(parts: AsyncIterator[bytes]) -> None:
                 pass
     except TimeoutError:
         pass
+
+
+def _ends(chunk: Mapping[str, Any]) -> bool:
+    """Does a choice of this chunk end?"""
+    choices = chunk.get("choices")
+    return isinstance(choices, list) and any(isinstance(one, dict) and one.get("finish_reason") for one in choices)

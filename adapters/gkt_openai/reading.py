@@ -11,7 +11,7 @@ from gkt_openai.errors import EndpointError
 from gkt_openai.events import EventReader, EventTooLongError
 from gkt_plugins.contracts import FinishReason
 
-__all__ = ["StreamReader", "read_object", "read_whole"]
+__all__ = ["ChunkReader", "StreamReader", "read_object", "read_whole", "truncated"]
 
 _REASONS: Mapping[str, FinishReason] = {
     "stop": "stop",
@@ -47,11 +47,10 @@ def read_object(data: bytes, engine: str) -> dict[str, Any]:
     return found
 
 
-class StreamReader:
-    """Reads one streamed answer."""
+class ChunkReader:
+    """The chunks of one stream, each once."""
 
-    def __init__(self, route: Route, engine: str) -> None:
-        self._route = route
+    def __init__(self, engine: str) -> None:
         self._engine = engine
         self._events = EventReader()
         self._previous = b""
@@ -60,45 +59,87 @@ class StreamReader:
         """Running count of tokens, where every chunk has one."""
         self._rose = False
         """The last chunk raised it."""
-        self.reason: FinishReason | None = None
-        self.usage: Mapping[str, Any] | None = None
-        """The newest; some endpoints tell it in every chunk, and the last is the whole."""
-        self.reasoned = False
-        """Text came that is not part of the answer."""
         self.done = False
         """The end was marked."""
 
-    def feed(self, data: bytes) -> str:
-        """The text that has become complete with ``data``.
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """The chunks that have become complete with ``data``.
 
-        :raises EndpointError: a frame is corrupt, or says that the endpoint failed.
+        :raises EndpointError: one is corrupt, or says that the endpoint failed.
         """
         try:
             events = self._events.feed(data)
         except EventTooLongError as exc:
             raise _corrupt(self._engine, "a frame without end") from exc
-        return "".join([self._read(event, number) for event, number in events])
+        return self._chunks(events)
+
+    def end(self) -> list[dict[str, Any]]:
+        """The body is over: the last chunks."""
+        return self._chunks(self._events.end())
+
+    def _chunks(self, events: list[tuple[bytes, bytes | None]]) -> list[dict[str, Any]]:
+        chunks = []
+        for event, number in events:
+            if event == b"[DONE]":
+                self.done = True
+                continue
+            chunk = read_object(event, self._engine)
+            if not self._repeated(event, number, chunk.get("usage")):
+                chunks.append(chunk)
+        return chunks
+
+    def _repeated(self, event: bytes, number: bytes | None, usage: object) -> bool:
+        """Is this frame the previous one again?
+
+        Equal bytes are no proof: "no no" is two equal frames. What proves it is a number, random padding, or a running
+        count of tokens that did not go on.
+        """
+        same = event == self._previous
+        if same and number is not None and number == self._previous_id:
+            return True
+        self._previous, self._previous_id = event, number
+        if same and b'"obfuscation"' in event:
+            return True
+        count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if not isinstance(count, int):
+            return False
+        if same and self._rose and count == self._counted:
+            return True
+        self._rose, self._counted = count > self._counted, count
+        return False
+
+
+class StreamReader:
+    """The text of one streamed answer, why it ended, and what it used."""
+
+    def __init__(self, route: Route, engine: str) -> None:
+        self._route = route
+        self._engine = engine
+        self._chunks = ChunkReader(engine)
+        self.reason: FinishReason | None = None
+        self.usage: Mapping[str, Any] | None = None
+        """The newest; some endpoints tell it in every chunk, and the last is the whole."""
+        self.reasoned = False
+        """Text came that is not part of the answer."""
+
+    @property
+    def done(self) -> bool:
+        """The end was marked."""
+        return self._chunks.done
+
+    def feed(self, data: bytes) -> str:
+        """The text that has become complete with ``data``. :raises EndpointError: see :class:`ChunkReader`."""
+        return "".join([self._text(chunk) for chunk in self._chunks.feed(data)])
 
     def end(self) -> str:
         """The body is over: the last text. :raises EndpointError: the answer is not."""
-        text = "".join([self._read(event, number) for event, number in self._events.end()])
+        text = "".join([self._text(chunk) for chunk in self._chunks.end()])
         if self.reason is None:
-            raise EndpointError(
-                f"the stream of engine {self._engine!r} must end with a finish reason, and ended without one, so that "
-                f"text may be missing; try again",
-                code="upstream_truncated",
-                retryable=True,
-            )
+            raise truncated(self._engine)
         return text
 
-    def _read(self, event: bytes, number: bytes | None) -> str:
-        if event == b"[DONE]":
-            self.done = True
-            return ""
-        chunk = read_object(event, self._engine)
+    def _text(self, chunk: Mapping[str, Any]) -> str:
         usage = chunk.get("usage")
-        if self._repeated(event, number, usage):
-            return ""
         if isinstance(usage, dict):
             self.usage = usage
         choices = chunk.get("choices")
@@ -123,25 +164,15 @@ class StreamReader:
             self.reason = _reason(reason, self._engine)
         return text or ""
 
-    def _repeated(self, event: bytes, number: bytes | None, usage: object) -> bool:
-        """Is this frame the previous one again?
 
-        Equal bytes are no proof: "no no" is two equal frames. What proves it is a number, random padding, or a running
-        count of tokens that did not go on.
-        """
-        same = event == self._previous
-        if same and number is not None and number == self._previous_id:
-            return True
-        self._previous, self._previous_id = event, number
-        if same and b'"obfuscation"' in event:
-            return True
-        count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if not isinstance(count, int):
-            return False
-        if same and self._rose and count == self._counted:
-            return True
-        self._rose, self._counted = count > self._counted, count
-        return False
+def truncated(engine: str) -> EndpointError:
+    """A stream is over, and its answer is not."""
+    return EndpointError(
+        f"the stream of engine {engine!r} must end with a finish reason, and ended without one, so that text may be "
+        f"missing; try again",
+        code="upstream_truncated",
+        retryable=True,
+    )
 
 
 def read_whole(found: Mapping[str, Any], route: Route, engine: str) -> tuple[str, FinishReason, bool]:

@@ -13,7 +13,7 @@ __all__ = ["BusyTime", "settled_usage"]
 
 
 def settled_usage(
-    call: Call, text: str, reported: Mapping[str, Any] | None, *, max_tokens: int, seconds: float
+    call: Call, text: str, reported: Mapping[str, Any] | None, *, max_tokens: int, seconds: float | None
 ) -> tuple[Usage, tuple[str, ...]]:
     """Usage of ``call``, which wrote ``text``, and a note where the endpoint's counts cannot be true.
 
