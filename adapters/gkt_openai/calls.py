@@ -48,13 +48,14 @@ def asked_of(
     model: str,
     chat_route: ChatRoute,
     template: ChatTemplate | None,
+    raw_chats: bool,
     dialect: Dialect,
     stream: bool,
     fixed: Mapping[str, Any],
 ) -> Asked:
     """The request for ``call``. ``chat_route``: how a chat's answer is continued, where the call has a prefix.
 
-    ``fixed``: fields that the operator sets for every request; they win.
+    ``raw_chats``: chats go out as raw prompts in any case. ``fixed``: fields that the operator sets for every request; they win.
     """
     prompt, prefix = call.prompt, call.prefix
     body: dict[str, Any] = {"model": model}
@@ -63,12 +64,12 @@ def asked_of(
     if prompt.text is not None:
         route = "completions"
         body["prompt"] = prompt.text + prefix
-    elif not prefix:
-        body["messages"] = _turns(prompt.messages)
-    elif chat_route == "completion":
+    elif raw_chats or (prefix and chat_route == "completion"):
         assert template is not None
         route = "completions"
         body["prompt"] = template.render(prompt.messages) + prefix
+    elif not prefix:
+        body["messages"] = _turns(prompt.messages)
     elif chat_route == "hint":
         body["messages"] = hinted(prompt.messages, prefix)
         repeats = prefix

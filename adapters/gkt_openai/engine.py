@@ -144,6 +144,7 @@ class OpenAIEngine:
             model=self._options.model,
             chat_route=route,
             template=self._template,
+            raw_chats=self._knowledge.raw_chats,
             dialect=self._knowledge.dialect,
             stream=stream,
             fixed=self._options.body,

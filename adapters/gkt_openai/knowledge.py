@@ -49,6 +49,11 @@ class Knowledge:
             stream_usage=found is None or found.stream_usage != "none",
         )
 
+    @property
+    def raw_chats(self) -> bool:
+        """The endpoint has no chats, and the chat template makes raw prompts of them."""
+        return self._options.chat_template is not None and self._findings is not None and not self._findings.chat
+
     async def chat_route(self) -> ChatRoute:
         """How a chat is continued. :raises EndpointError: it has to be found out, and cannot be."""
         if self._options.prefix != "auto":
@@ -77,10 +82,7 @@ class Knowledge:
         if "stream_options" in said and "stream_options" in body:
             self.dialect.stream_options = False
             del body["stream_options"]
-        elif "max_completion_tokens" in said and "max_tokens" in body and asked.route == "chat":
-            self.dialect.tokens_field = "max_completion_tokens"
-            body["max_completion_tokens"] = body.pop("max_tokens")
-        elif refused.param == "max_tokens" and "max_tokens" in body and asked.route == "chat":
+        elif asked.route == "chat" and "max_tokens" in body and "max_tokens" in said:
             self.dialect.tokens_field = "max_completion_tokens"
             body["max_completion_tokens"] = body.pop("max_tokens")
         else:

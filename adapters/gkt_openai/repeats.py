@@ -8,8 +8,7 @@ __all__ = ["RepeatFilter"]
 class RepeatFilter:
     """Holds text back while it may still be the beginning over again.
 
-    Only for endpoints that were told the beginning as a hint: white space before it is forgiven, half of it is not taken
-    off.
+    Only for endpoints that were told the beginning as a hint. White space before it is forgiven; half of it stays.
     """
 
     def __init__(self, beginning: str) -> None:
