@@ -33,9 +33,6 @@ _log = logging.getLogger(__name__)
 CACHE_VERSION = 1
 """Part of every key: what is kept, or how keys are made, has changed where this has."""
 
-_READ_S = 1.0
-"""A store that takes longer to answer does not help."""
-
 _WRITE_S = 10.0
 
 _PAUSE_S = 10.0
@@ -95,12 +92,17 @@ class GuidanceCache:
         *,
         where: str = "the store",
         max_age_s: int | None = None,
+        read_timeout_s: float = 1.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``where``: the store's name for messages, without a password. ``clock``: seconds since the epoch."""
+        """``where``: the store's name for messages, without a password. ``clock``: seconds since the epoch.
+
+        ``read_timeout_s``: a store that takes longer to answer does not help.
+        """
         self._store = store
         self._where = where
         self._max_age_s = max_age_s
+        self._read_timeout_s = read_timeout_s
         self._clock = clock
         self._flights: SingleFlight[Guidance] = SingleFlight()
         self._breaker = Breaker(1, _PAUSE_S, time.monotonic)
@@ -154,7 +156,7 @@ class GuidanceCache:
         if not self._breaker.admit():
             return None
         try:
-            async with asyncio.timeout(_READ_S):
+            async with asyncio.timeout(self._read_timeout_s):
                 value = await self._store.get(key)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the request goes on without
             self._unreachable(exc)
@@ -207,7 +209,7 @@ def cache_key(engine: Engine, call: Call, cutting_name: str) -> str | None:
 
     Kept are calls at temperature 0, and sampled ones with a seed.
     """
-    sampling = {name: getattr(call.sampling, name) for name in _SAMPLING}
+    sampling = {name: number(getattr(call.sampling, name)) for name, number in _SAMPLING.items()}
     if call.sampling.temperature == 0:
         sampling["seed"] = None  # nothing is drawn
     elif call.sampling.seed is None:
@@ -228,7 +230,12 @@ def cache_key(engine: Engine, call: Call, cutting_name: str) -> str | None:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-_SAMPLING = [field.name for field in fields(Sampling)]
+def _as_it_is(value: object) -> object:
+    return value
+
+
+_SAMPLING = {field.name: float if isinstance(field.default, float) else _as_it_is for field in fields(Sampling)}
+"""What is told apart, and how: a temperature of 1 is one of 1.0."""
 
 
 def open_cache(section: CacheSection, base_dir: Path, env: Mapping[str, str] | None = None) -> GuidanceCache:

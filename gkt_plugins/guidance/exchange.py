@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -206,10 +206,15 @@ class Exchange:
             self._telling -= 1
         return self._noted(actions)
 
-    async def abandon(self) -> None:
-        """Whoever asked has gone, and no call is still at work: put what was used on record."""
+    async def abandon(self, untold: Iterable[Event] = ()) -> None:
+        """Whoever asked has gone, and no call is still at work: put what was used on record.
+
+        ``untold``: what came and was not told yet.
+        """
         self._gone = True
         try:
+            for event in untold:
+                await self.tell(event)
             if not self.done:
                 await self.tell(Cancelled())
             while running := self._machine.running:

@@ -105,12 +105,7 @@ class _Calls:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         with suppress(BackendError):  # a ledger that cannot be written has been reported already
-            try:
-                for event in self._events:
-                    if isinstance(event, CallText | CallEnd | CallFailed):
-                        await self._exchange.tell(event)
-            finally:
-                await self._exchange.abandon()
+            await self._exchange.abandon([event for event in self._events if not isinstance(event, BackendError)])
 
     def _put(self, event: Event | BackendError) -> None:
         self._events.append(event)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from gkt_plugins.contracts import Call, Capabilities, Completion, Delta, FinishReason, Usage
 from gkt_plugins.errors import EngineError
 
-__all__ = ["EchoEngine", "Script", "ScriptedEngine", "by_characters", "by_words", "in_one_piece"]
+__all__ = ["EchoEngine", "Script", "ScriptedEngine", "by_characters", "by_words", "in_one_piece", "until"]
 
 _WORD = re.compile(r"\s*\S+|\s+\Z")
 
@@ -35,6 +35,12 @@ def by_characters(text: str) -> list[str]:
 def in_one_piece(text: str) -> list[str]:
     """All at once."""
     return [text] if text else []
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the other tasks run until ``condition`` holds; they must be able to bring it about without waiting."""
+    while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+        await asyncio.sleep(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,8 @@ class ScriptedEngine:
         """Size of each batch."""
         self.cancelled: list[Call] = []
         """Calls that were ended from outside."""
+        self.finished: list[Call] = []
+        """Streams that came to their end."""
         self.closed = False
         self._script = script
         self._chunks = chunks
@@ -110,6 +118,7 @@ class ScriptedEngine:
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.append(call)
             raise
+        self.finished.append(call)
         yield Delta("", reason, script.usage or self._usage(call, text), script.notes)
 
     def count_tokens(self, text: str) -> int:

@@ -17,30 +17,8 @@ from gkt_plugins.guidance.events import Emit, Finish, Request, Rules
 from gkt_plugins.guidance.exchange import Exchange, Parts
 from gkt_plugins.guidance.policies import FixedLength, WordCut
 from gkt_plugins.guidance.request import run_exchange, run_request
-from gkt_plugins.testing.engines import EchoEngine, Script, ScriptedEngine, by_characters, in_one_piece
-
-
-class Book:
-    """A ledger in memory, which takes a moment as one on disk does."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, UsageRecord]] = []
-
-    async def opened(self, record: UsageRecord) -> None:
-        self.events.append(("opened", record))
-        await asyncio.sleep(0)
-
-    async def closed(self, record: UsageRecord) -> UsageRecord:
-        self.events.append(("closed", record))
-        await asyncio.sleep(0)
-        return replace(record, cost_nano=7)
-
-    def statuses(self) -> list[tuple[str, str]]:
-        return [(record.role, record.status) for what, record in self.events if what == "closed"]
-
-    def nothing_is_open(self) -> bool:
-        keys = [(what, record.request_id, record.role, record.call) for what, record in self.events]
-        return {key[1:] for key in keys if key[0] == "opened"} == {key[1:] for key in keys if key[0] == "closed"}
+from gkt_plugins.testing.accounts import Book
+from gkt_plugins.testing.engines import EchoEngine, Script, ScriptedEngine, by_characters, in_one_piece, until
 
 
 def parts(
@@ -333,3 +311,40 @@ async def test_seconds_an_engine_did_not_measure_are_measured_around_a_single_ca
 def test_batch_sizes_below_one_are_refused():
     with pytest.raises(ValueError, match="teacher_batch must be at least 1, got 0"):
         BatchOptions(teacher_batch=0)
+
+
+async def test_text_that_came_while_nobody_read_is_one_piece():
+    student = ScriptedEngine(SENTENCE, chunks=by_characters)
+    pieces = run_request(ask(SENTENCE), parts(None, student))
+    first = await anext(pieces)
+    await until(lambda: student.finished)
+    rest = [piece async for piece in pieces]
+    assert first == Emit(0, "t", "student")
+    assert rest == [Emit(0, SENTENCE[1:], "student"), Finish(0, "stop")]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_request_that_nobody_reads_along_asks_for_whole_answers_and_is_the_same(whole):
+    book = Book()
+    teacher, student = ScriptedEngine(SENTENCE, name="cloud"), EchoEngine(name="edge")
+    made = parts(teacher, student, book)
+    exchange = Exchange(ask(SENTENCE, n=2), made)
+    pieces = [piece async for piece in run_exchange(exchange, made, whole=whole)]
+    assert [choice.text for choice in exchange.answer.choices] == [SENTENCE, SENTENCE]
+    assert exchange.answer.guidance == "the cat sat"
+    assert exchange.answer.guidance_tokens == 4
+    assert (teacher.batches, student.batches) == (([1], [1, 1]) if whole else ([], []))
+    assert book.nothing_is_open()
+    assert isinstance(pieces[-1], Finish)
+
+
+async def test_closing_a_request_for_a_whole_answer_cancels_its_calls():
+    book, student = Book(), ScriptedEngine(Script("", hangs_after=0))
+    made = parts(None, student, book)
+    task = asyncio.create_task(anext(run_request(ask(SENTENCE), made, whole=True)))
+    await until(lambda: student.calls)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(student.cancelled) == 1
+    assert book.statuses() == [("student", "cancelled")]

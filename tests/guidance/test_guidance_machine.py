@@ -125,7 +125,21 @@ def test_without_guidance_tokens_or_teacher_the_student_answers_alone():
         assert student_call(actions).call.prefix == ""
 
 
-@pytest.mark.parametrize("feature", ["logprobs", "tools", "structured_output", "echo"])
+def test_a_request_may_say_how_much_guidance_it_wants():
+    _, [start] = started(replace(ASKED, guidance_tokens=7))
+    assert isinstance(start, StartCall)
+    assert (start.key, start.call.sampling.max_tokens) == (TEACHER, 7)
+    _, actions = started(replace(ASKED, guidance_tokens=0))
+    assert student_call(actions).call.prefix == ""
+
+
+def test_guidance_asked_of_a_pipeline_without_a_teacher_is_said_to_be_off():
+    machine, actions = started(replace(ASKED, guidance_tokens=7), Rules(None, WordCut()))
+    assert student_call(actions).call.prefix == ""
+    assert finish(machine.receive(CallEnd(STUDENT, "stop"))).notes == ("guidance off: the pipeline has no teacher",)
+
+
+@pytest.mark.parametrize("feature", ["logprobs", "tools", "structured_output", "echo", "content_parts", "token_ids"])
 def test_what_two_models_cannot_give_turns_guidance_off_and_the_answer_says_so(feature):
     machine, actions = started(replace(ASKED, features=frozenset({feature})))
     assert student_call(actions).call.prefix == ""
@@ -326,6 +340,10 @@ def test_each_stage_may_have_sampling_settings_of_its_own():
         (replace(ASKED, prompt=Prompt.chat("")), "the prompt is empty; give it at least one word"),
         (replace(ASKED, n=0), "n, the number of answers, must be at least 1, got 0"),
         (replace(ASKED, sampling=Sampling(max_tokens=0)), "max_tokens must be at least 1, got 0"),
+        (
+            replace(ASKED, guidance_tokens=-1),
+            "guidance_tokens must be at least 0, got -1; 0 leaves the answer to the student",
+        ),
         (stopping("a", ""), "a stop string must not be empty; leave it out to have none"),
     ],
 )
