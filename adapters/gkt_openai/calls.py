@@ -55,7 +55,8 @@ def asked_of(
 ) -> Asked:
     """The request for ``call``. ``chat_route``: how a chat's answer is continued, where the call has a prefix.
 
-    ``raw_chats``: chats go out as raw prompts in any case. ``fixed``: fields that the operator sets for every request; they win.
+    ``raw_chats``: chats go out as raw prompts in any case. ``fixed``: fields that the operator sets for every request;
+    they win.
     """
     prompt, prefix = call.prompt, call.prefix
     body: dict[str, Any] = {"model": model}
