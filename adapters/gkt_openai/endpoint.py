@@ -18,7 +18,6 @@ from gkt_plugins import __version__
 from gkt_plugins.contracts import BuildContext
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.propagation import trace_headers
-from gkt_plugins.propagation import trace_headers
 
 __all__ = ["Endpoint", "api_key"]
 
