@@ -11,7 +11,7 @@ from gkt_plugins.guidance.answers import Answer, Choice, total_usage
 from gkt_plugins.openai_wire.provenance import Provenance
 from gkt_plugins.openai_wire.requests import Asked
 
-__all__ = ["failure", "model_list", "reply", "usage_of"]
+__all__ = ["failure", "model_list", "reply", "usage_of", "whole_characters"]
 
 
 def failure(answers: Sequence[Answer]) -> GktError | None:
@@ -49,12 +49,22 @@ def reply(asked: Asked, answers: Sequence[Answer], told: Provenance, *, created:
 
 
 def _chat_choice(index: int, choice: Choice) -> dict[str, Any]:
-    message = {"role": "assistant", "content": choice.text, "refusal": None}
+    message = {"role": "assistant", "content": whole_characters(choice.text), "refusal": None}
     return {"index": index, "message": message, "logprobs": None, "finish_reason": choice.finish_reason}
 
 
 def _text_choice(index: int, choice: Choice) -> dict[str, Any]:
-    return {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.finish_reason}
+    return {
+        "index": index,
+        "text": whole_characters(choice.text),
+        "logprobs": None,
+        "finish_reason": choice.finish_reason,
+    }
+
+
+def whole_characters(text: str) -> str:
+    """``text``, with U+FFFD for what is half a surrogate pair and so is no character."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def usage_of(answers: Sequence[Answer]) -> dict[str, Any]:

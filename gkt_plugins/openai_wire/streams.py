@@ -9,6 +9,7 @@ import orjson
 
 from gkt_plugins.contracts import FinishReason
 from gkt_plugins.openai_wire.errors import error_body
+from gkt_plugins.openai_wire.replies import whole_characters
 from gkt_plugins.openai_wire.requests import Asked
 
 __all__ = ["DONE", "ChunkWriter", "event", "failure_event"]
@@ -57,9 +58,9 @@ class ChunkWriter:
         """A piece of choice ``index``."""
         opening = self._openings.get(index)
         if opening is not None:
-            return opening + self._more + orjson.dumps(text) + self._end
+            return opening + self._more + _quoted(text) + self._end
         opening = self._openings[index] = self._head + b',"choices":[{"index":%d,' % index
-        return opening + self._first + orjson.dumps(text) + self._end
+        return opening + self._first + _quoted(text) + self._end
 
     def finish(self, index: int, reason: FinishReason, gkt: Mapping[str, Any] | None = None) -> bytes:
         """The end of choice ``index``. ``gkt``: on the last chunk of a stream without usage."""
@@ -72,3 +73,10 @@ class ChunkWriter:
         """The last chunk of a stream with usage; it has no choices."""
         said = b',"choices":[],"usage":' + orjson.dumps(usage) + b',"gkt":' + orjson.dumps(gkt)
         return self._head + said + b"}\n\n"
+
+
+def _quoted(text: str) -> bytes:
+    try:
+        return orjson.dumps(text)
+    except TypeError:  # half a surrogate pair, which an engine should not have let through
+        return orjson.dumps(whole_characters(text))
