@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from math import pi, sin
 from typing import Any
 
-from sqlalchemy import Connection, Table, create_engine, insert
+from sqlalchemy import Connection, Table, create_engine, insert, make_url
 
 from gkt_plugins.accounting._rows import call_row, request_row
 from gkt_plugins.accounting.ledger import Ledger
@@ -36,14 +37,23 @@ def invented_traffic(
     """
     draw = random.Random(seed)
     for number in range(requests):
-        started_at = since + (until - since) * (number + draw.random()) / requests
+        started_at = _moment(since, until, (number + draw.random()) / requests)
         yield _request(f"invented-{seed}-{number}", started_at, draw)
+
+
+def _moment(since: float, until: float, share: float) -> float:
+    """When ``share`` of the traffic has come: most of it by day, around 13:00 UTC, least around 01:00."""
+    even, wave = since + (until - since) * share, 2 * pi / 86_400
+    return min(max(even - 0.7 / wave * sin(wave * (even - 46_800)), since), until)
 
 
 def write_traffic(url: str, traffic: Traffic) -> None:
     """Put ``traffic`` into the ledger at ``url``, which is made where there is none; many rows to a commit."""
     Ledger.open(url).close()
-    engine = create_engine(url)
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    engine = create_engine(parsed)
     try:
         for chunk in _chunks(traffic):
             with engine.begin() as connection:

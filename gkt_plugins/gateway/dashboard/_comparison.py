@@ -8,6 +8,8 @@ they are then rounded once a sum instead of once a request. One teacher token pe
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, exists, func, or_, select
@@ -27,11 +29,9 @@ _log = logging.getLogger(__name__)
 
 def read_comparison(connection: Connection, span: Span, slices: Slices, prices: PriceSource) -> None:
     """Add the comparison to ``slices``; a request counts where its first teacher call began."""
-    known: dict[str, Price | None] = {}
-    for row in connection.execute(_guided(span)):
-        if row.teacher not in known:
-            known[row.teacher] = _price(prices, row.teacher)
-        _fold(slices[int(row.slice), row.pipeline], row, known[row.teacher])
+    known = {row.model: _price(prices, row.model) for row in connection.execute(_teachers(span))}
+    for row in connection.execute(_guided(span, known)):
+        _fold(slices[int(row.slice), row.pipeline], row, known.get(row.teacher))
     for row in connection.execute(_unguided(span)):
         slices[int(row.slice), row.pipeline].not_compared["no teacher call"] += row.requests
 
@@ -62,7 +62,7 @@ def _fold(into: Slice, row: Row[Any], price: Price | None) -> None:
         reason = "cost unknown"
     elif {row.currency, row.other_currency} != {price.currency}:
         reason = "several currencies"
-    elif row.tokens_unknown or (estimate := cost_nano(usage, price)) is None:
+    elif row.tokens_unknown or (estimate := cost_nano(usage, replace(price, max_prompt_tokens=None))) is None:
         reason = "tokens unknown"
     if reason is not None:
         into.not_compared[reason] += row.requests
@@ -72,9 +72,15 @@ def _fold(into: Slice, row: Row[Any], price: Price | None) -> None:
     )
 
 
-def _guided(span: Span) -> Select[Any]:
+def _teachers(span: Span) -> Select[Any]:
+    r = RECORDS.c
+    # a request's later attempts and calls may begin after the span, by another model only where it was configured anew
+    return select(r.model).where(span.holds(r.started_at), r.role == "teacher").distinct()
+
+
+def _guided(span: Span, prices: Mapping[str, Price | None]) -> Select[Any]:
     """Guided requests by slice, pipeline and everything that decides whether they can be compared."""
-    request = _by_request(span)
+    request = _by_request(span, prices)
     c = request.c
     traits = [c.slice, c.pipeline, c.teacher, c.other_teacher, c.currency, c.other_currency]
     flags = [
@@ -93,15 +99,22 @@ def _guided(span: Span) -> Select[Any]:
     ).group_by(*traits, *(flag.element for flag in flags))
 
 
-def _by_request(span: Span) -> Subquery:
+def _by_request(span: Span, prices: Mapping[str, Price | None]) -> Subquery:
     """One row a guided request: sums over its calls; a call that was tried again counts as its last attempt."""
     first, call, later = aliased(RECORDS, name="first"), aliased(RECORDS, name="call"), aliased(RECORDS, name="later")
     f, c = first.c, call.c
     last = later.c.request_id.is_(None)
     teacher, student = and_(last, c.role == "teacher"), and_(last, c.role == "student")
     either = or_(teacher, student)
-    broken = or_(c.prompt_tokens.is_(None), c.completion_tokens.is_(None), c.completion_tokens < 0)
-    broken = or_(broken, c.cached_tokens < 0, c.cached_tokens > c.prompt_tokens)
+    broken = or_(
+        *(c.prompt_tokens.is_(None), c.prompt_tokens < 0, c.cached_tokens < 0, c.cached_tokens > c.prompt_tokens),
+        *(c.completion_tokens.is_(None), c.completion_tokens < 0),
+        *(
+            and_(c.model == model, c.prompt_tokens > price.max_prompt_tokens)
+            for model, price in prices.items()
+            if price is not None and price.max_prompt_tokens is not None
+        ),
+    )
     return (
         select(
             span.slice_of(f.started_at).label("slice"),

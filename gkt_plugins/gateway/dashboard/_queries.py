@@ -126,8 +126,9 @@ def _fold_requests(into: Slice, row: Row[Any]) -> None:
     into.cached += int(row.cached)
     into.retried += int(row.retried)
     into.streamed += int(row.streamed)
-    if row.status != "ok":
+    if row.status in ("error", "refused"):
         into.errors[row.status, row.error] += row.requests
+    if row.status != "ok":
         return
     into.routes[row.route] += row.requests
     into.split_requests += int(row.timed)

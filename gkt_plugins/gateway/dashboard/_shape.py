@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 from gkt_plugins.accounting.counterfactual import ASSUMPTIONS
 from gkt_plugins.accounting.money import format_nano
+from gkt_plugins.contracts import Role
 from gkt_plugins.gateway.dashboard._seconds import percentiles
 from gkt_plugins.gateway.dashboard._slices import PARTS, Alone, Slice, added
 from gkt_plugins.gateway.dashboard.ranges import Range
@@ -57,7 +58,9 @@ def _money(total: Slice) -> dict[str, Any]:
                 "currency": currency,
                 "amount": format_nano(_spent(total, currency)),
                 "by_role": {
-                    role: format_nano(nano) for (c, role), nano in sorted(total.spent_nano.items()) if c == currency
+                    role: format_nano(total.spent_nano[currency, role])
+                    for role in get_args(Role)
+                    if (currency, role) in total.spent_nano
                 },
             }
             for currency in currencies

@@ -63,7 +63,7 @@ class Slice:
     routes: Counter[str] = field(default_factory=Counter)
     """Of answered requests."""
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(status, code) → requests that were not answered."""
+    """(status, code) → requests that failed or were refused."""
     degraded: int = 0
     cached: int = 0
     retried: int = 0

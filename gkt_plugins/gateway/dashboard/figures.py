@@ -77,10 +77,6 @@ class Figures:
             self._kept.popitem(last=False)
         return shape(asked, slices, pipeline, self._pipelines, now)
 
-    def close(self) -> None:
-        """Let go of the ledger."""
-        self._ledger.dispose()
-
     def _count(self, first: int, last: int, width_s: int) -> dict[int, dict[str, Slice]]:
         counted: Slices = defaultdict(Slice)
         span = Span(first, last, width_s)
@@ -91,6 +87,8 @@ class Figures:
         except SQLAlchemyError as exc:
             cause = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
             raise BackendError(f"the ledger could not be read: {cause}; see that its database is there") from exc
+        finally:
+            self._ledger.dispose()  # opened again in a moment: nothing stays open between two looks at the page
         slices: dict[int, dict[str, Slice]] = {number: {} for number in range(first, last + 1)}
         for (number, pipeline), each in counted.items():
             slices[number][pipeline] = each
