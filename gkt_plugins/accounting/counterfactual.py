@@ -120,7 +120,7 @@ class TeacherAlone:
             return "no price per token known for the teacher"
         if any(record.cost_nano is None for record in calls):
             return "cost unknown"
-        if {record.currency for record in calls} != {price.currency}:
+        if {record.currency for record in calls if record.cost_nano} - {price.currency}:  # nothing has no currency
             return "several currencies"
         ratios = {record.model: self._ratio(teacher, record.model) for record in students}
         estimates = [cost_nano(usage, price) for usage in _alone(teachers, students, ratios)]

@@ -1,6 +1,7 @@
 """The price list that ships: public prices per token, with its date and a checksum.
 
-Reduced from the model map of LiteLLM (MIT; notice in ``price_list.LICENSE``) by ``price_list_update``. It knows a provider's public prices and none of yours: ``[prices.MODEL]`` always comes first.
+Reduced from the model map of LiteLLM (MIT; notice in ``price_list.LICENSE``) by ``price_list_update``. It
+knows a provider's public prices and none of yours: ``[prices.MODEL]`` always comes first.
 """
 
 from __future__ import annotations

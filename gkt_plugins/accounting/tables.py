@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -12,17 +12,27 @@ from rich.text import Text
 
 from gkt_plugins.accounting.counterfactual import ASSUMPTIONS, Comparison, TeacherAlone
 from gkt_plugins.accounting.money import NANO, format_money
+from gkt_plugins.accounting.reconcile import Difference, Reconciliation
 from gkt_plugins.accounting.report import Group, Report, Tally
 
-__all__ = ["show"]
+__all__ = ["show", "show_reconciliation"]
 
 _VERY_WIDE = 10_000
 
 
 def show(report: Report, console: Console) -> None:
     """Print everything that the report says. Where a terminal is too narrow lines run on: no digit is left out."""
+    _print(_parts(report), console)
+
+
+def show_reconciliation(result: Reconciliation, console: Console) -> None:
+    """Print both sides, quantity by quantity, and what to make of it."""
+    _print(_reconciliation_parts(result), console)
+
+
+def _print(parts: Iterable[RenderableType], console: Console) -> None:
     terminal_width = console.width
-    for part in _parts(report):
+    for part in parts:
         if isinstance(part, Table):
             _keep_whole(part)
             least = Measurement.get(console, console.options.update(max_width=_VERY_WIDE), part).minimum
@@ -133,3 +143,41 @@ def _ratios(comparisons: list[Comparison]) -> list[str]:
             for student, (ratio, measured) in comparison.token_ratios.items()
         }
     )
+
+
+def _reconciliation_parts(result: Reconciliation) -> Iterator[RenderableType]:
+    table = _table("The ledger against the bill")
+    table.add_column("model", overflow="fold")
+    table.add_column("quantity", no_wrap=True)
+    for heading in ("bill", "ledger", "difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for difference in result.differences:
+        amounts = (difference.billed, difference.booked, difference.difference)
+        table.add_row(
+            Text(difference.model),
+            difference.quantity.replace("_", " "),
+            *(_amount(amount, difference, result.currency) for amount in amounts),
+            difference.verdict,
+            style="" if difference.verdict == "agrees" else "bold",
+        )
+    if not result.differences:
+        yield Text("The bill has no lines.")
+        return
+    yield table
+    unknown = max(difference.unknown_calls for difference in result.differences)
+    estimated = max(difference.estimated_calls for difference in result.differences)
+    if unknown:
+        yield Text(
+            f"Calls whose amount the ledger does not know are left out of its sums: up to {unknown:,} of one model."
+        )
+    if estimated:
+        yield Text(f"Calls whose tokens are estimated: up to {estimated:,} of one model.")
+    outcome = "Everything agrees" if result.agrees else "Not everything agrees"
+    yield Text(f"{outcome} within {float(result.tolerance):.4g} of the bill, over {result.calls:,} calls.")
+
+
+def _amount(amount: int | None, difference: Difference, currency: str) -> str:
+    if amount is None:
+        return "not billed"
+    return format_money(amount, currency) if difference.quantity == "cost" else f"{amount:,}"
