@@ -22,6 +22,7 @@ from gkt_plugins.errors import EngineError
 
 __all__ = ["OpenAIEngine"]
 
+_HINTED = "degraded: hint, the student's engine cannot continue a given beginning, so it was told the guidance"
 _DRAIN_S = 0.1
 """How long the end of a finished stream may take, so that its connection can be used again."""
 
@@ -105,7 +106,7 @@ class OpenAIEngine:
         text = "".join(texts)
         usage, notes = settled_usage(call, text, reader.usage, max_tokens=asked.max_tokens, seconds=seconds)
         assert reader.reason is not None
-        yield Delta(rest, reader.reason, usage, notes + self._said(text, reader.reasoned) + self._hinted(asked))
+        yield Delta(rest, reader.reason, usage, notes + self._said(text, reader.reasoned) + _hinted(asked))
 
     async def forward(
         self, route: Literal["chat", "completions"], body: Mapping[str, Any]
@@ -187,21 +188,13 @@ class OpenAIEngine:
         usage, notes = settled_usage(
             call, text, reported if isinstance(reported, dict) else None, max_tokens=asked.max_tokens, seconds=seconds
         )
-        return Completion(text, reason, usage, notes + self._said(text, reasoned) + self._hinted(asked))
+        return Completion(text, reason, usage, notes + self._said(text, reasoned) + _hinted(asked))
 
     def _running(self, call: Call, reader: StreamReader, texts: Sequence[str], asked: Asked) -> Usage | None:
         """What was used so far, where the endpoint counts in every chunk: a call that is cancelled has that."""
         if reader.usage is None or not self._knowledge.dialect.running_usage:
             return None
         return settled_usage(call, "".join(texts), reader.usage, max_tokens=asked.max_tokens, seconds=None)[0]
-
-    def _hinted(self, asked: Asked) -> tuple[str, ...]:
-        """Said here only where ``capabilities.prefix`` is better than that, for then the core does not say it."""
-        if not asked.repeats or self.capabilities.prefix == "hint":
-            return ()
-        return (
-            f"degraded: hint, the engine {self._name!r} cannot continue a chat's answer, so it was told the guidance",
-        )
 
     def _said(self, text: str, reasoned: bool) -> tuple[str, ...]:
         if text or not reasoned:
@@ -210,6 +203,11 @@ class OpenAIEngine:
             f"the engine {self._name!r} spent its tokens on hidden reasoning and wrote no answer; switch that off in "
             f"engines.{self._name}.body",
         )
+
+
+def _hinted(asked: Asked) -> tuple[str, ...]:
+    """In the core's own words, so that it is said once, whoever knew it first."""
+    return (_HINTED,) if asked.repeats else ()
 
 
 async def _drained(parts: AsyncIterator[bytes]) -> None:
