@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from gkt_plugins.config import load_config
+from gkt_plugins.contracts import Call
 from gkt_plugins.errors import ConfigError, EngineError
 from gkt_plugins.gateway.app import build_app
 from gkt_plugins.testing.engines import Script, ScriptedEngine
@@ -198,14 +199,15 @@ async def test_an_answer_that_takes_too_long_is_cancelled_and_on_record(gateway)
 
 
 async def test_a_client_that_leaves_before_its_answer_is_there_cancels_every_call(gateway):
-    running = await gateway(lambda name: scripted(name, Script(ANSWER, hangs_after=0)))
+    called = asyncio.Event()
 
-    async def ask() -> None:
-        await running.chat()
+    def teacher(call: Call) -> Script:
+        called.set()
+        return Script(ANSWER, hangs_after=0)
 
-    asking = asyncio.create_task(ask())
-    while not running.engines["cloud"].calls:
-        await asyncio.sleep(0)
+    running = await gateway(lambda name: scripted(name, teacher if name == "cloud" else ANSWER))
+    asking = asyncio.create_task(running.chat())
+    await called.wait()
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     assert len(running.engines["cloud"].cancelled) == 1
