@@ -14,6 +14,7 @@ _Schema = dict[str, Any]
 
 _COUNT: _Schema = {"type": ["integer", "null"], "minimum": 0}
 _TEXT: _Schema = {"type": "string"}
+_EVENT: _Schema = {"type": "object", "properties": {"data": _TEXT}, "required": ["data"]}
 _FLAG: _Schema = {"type": ["boolean", "null"]}
 _AMOUNT: _Schema = {
     "type": ["string", "null"],
@@ -242,7 +243,7 @@ def _answering(name: str, request: str, response: str) -> _Schema:
         "responses": {
             "200": {
                 "description": "The answer; with stream, server-sent events that end with [DONE].",
-                "content": {"application/json": {"schema": _ref(response)}, "text/event-stream": {"schema": _TEXT}},
+                "content": {"application/json": {"schema": _ref(response)}, "text/event-stream": {"schema": _EVENT}},
             }
         }
         | _errors(_ERRORS),
