@@ -31,18 +31,23 @@ class Difference:
     quantity: Quantity
     billed: int | None
     """None: the bill does not name the model."""
-    booked: int
-    """What the ledger's calls of known amount add up to."""
+    booked: int | None
+    """What the ledger's calls of known amount add up to; None where there are calls, and none of them is known."""
     unknown_calls: int
     """Calls of the ledger whose amount is not known, which the sum leaves out."""
     estimated_calls: int
     verdict: Verdict
-    """``unknown``: the ledger has less, and calls of unknown amount that may be the rest."""
+    """``unknown``: the ledger knows of less, or of nothing, and has calls of unknown amount that may be the rest."""
 
     @property
     def difference(self) -> int | None:
         """Ledger minus bill."""
-        return None if self.billed is None else self.booked - self.billed
+        return None if self.billed is None or self.booked is None else self.booked - self.billed
+
+    @property
+    def relative(self) -> float | None:
+        """The difference as a fraction of the bill."""
+        return None if not self.billed or self.difference is None else float(Fraction(self.difference, self.billed))
 
     def as_json(self) -> dict[str, Any]:
         money = self.quantity == "cost"
@@ -52,9 +57,7 @@ class Difference:
             "billed": _shown(self.billed, money),
             "booked": _shown(self.booked, money),
             "difference": _shown(self.difference, money),
-            "relative": float(Fraction(self.difference, self.billed))
-            if self.billed and self.difference is not None
-            else None,
+            "relative": self.relative,
             "unknown_calls": self.unknown_calls,
             "estimated_calls": self.estimated_calls,
             "verdict": self.verdict,
@@ -149,21 +152,24 @@ def _compared(
 ) -> Difference:
     side = side or _Side()
     tally = side.sums[quantity]
+    booked = tally.known if tally.known_calls or not tally.unknown_calls else None
     amounts = None if lines is None else [_VALUES[quantity](line) or 0 for line in lines]
     billed = None if amounts is None else sum(amounts)
     verdict: Verdict
     if billed is None:
-        verdict = "not billed" if tally.known or tally.unknown_calls else "agrees"
+        verdict = "agrees" if booked == 0 else "not billed"
+    elif booked is None:
+        verdict = "unknown"
     else:
         rounding = sum(line.rounding_nano for line in lines or ()) if quantity == "cost" else 0
         allowed = Fraction(tolerance) * abs(billed) + rounding
-        if abs(tally.known - billed) <= allowed:
+        if abs(booked - billed) <= allowed:
             verdict = "agrees"
         elif not side.calls:
             verdict = "not in the ledger"
         else:
-            verdict = "unknown" if tally.known < billed and tally.unknown_calls else "differs"
-    return Difference(model, quantity, billed, tally.known, tally.unknown_calls, side.estimated, verdict)
+            verdict = "unknown" if booked < billed and tally.unknown_calls else "differs"
+    return Difference(model, quantity, billed, booked, tally.unknown_calls, side.estimated, verdict)
 
 
 def _add(side: _Side, record: UsageRecord, currency: str) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gkt_plugins.accounting.counterfactual import ASSUMPTIONS, Comparison, TeacherAlone
 from gkt_plugins.accounting.money import NANO, format_money
-from gkt_plugins.accounting.reconcile import Difference, Reconciliation
+from gkt_plugins.accounting.reconcile import Reconciliation
 from gkt_plugins.accounting.report import Group, Report, Tally
 
 __all__ = ["show", "show_reconciliation"]
@@ -151,13 +151,16 @@ def _reconciliation_parts(result: Reconciliation) -> Iterator[RenderableType]:
     table.add_column("quantity", no_wrap=True)
     for heading in ("bill", "ledger", "difference"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for difference in result.differences:
-        amounts = (difference.billed, difference.booked, difference.difference)
+        money = result.currency if difference.quantity == "cost" else None
+        booked = [] if difference.booked is None else [_amount(difference.booked, money)]
         table.add_row(
             Text(difference.model),
             difference.quantity.replace("_", " "),
-            *(_amount(amount, difference, result.currency) for amount in amounts),
+            "not billed" if difference.billed is None else _amount(difference.billed, money),
+            "\n".join([*booked, *_unknown(difference.unknown_calls)]),
+            "" if difference.difference is None else _amount(difference.difference, money),
             difference.verdict,
             style="" if difference.verdict == "agrees" else "bold",
         )
@@ -165,19 +168,12 @@ def _reconciliation_parts(result: Reconciliation) -> Iterator[RenderableType]:
         yield Text("The bill has no lines.")
         return
     yield table
-    unknown = max(difference.unknown_calls for difference in result.differences)
-    estimated = max(difference.estimated_calls for difference in result.differences)
-    if unknown:
-        yield Text(
-            f"Calls whose amount the ledger does not know are left out of its sums: up to {unknown:,} of one model."
-        )
-    if estimated:
-        yield Text(f"Calls whose tokens are estimated: up to {estimated:,} of one model.")
+    estimated = {difference.model: difference.estimated_calls for difference in result.differences}
+    if any(estimated.values()):
+        yield Text(f"{sum(estimated.values()):,} calls are estimated: their engine did not report them.")
     outcome = "Everything agrees" if result.agrees else "Not everything agrees"
     yield Text(f"{outcome} within {float(result.tolerance):.4g} of the bill, over {result.calls:,} calls.")
 
 
-def _amount(amount: int | None, difference: Difference, currency: str) -> str:
-    if amount is None:
-        return "not billed"
-    return format_money(amount, currency) if difference.quantity == "cost" else f"{amount:,}"
+def _amount(amount: int, currency: str | None) -> str:
+    return f"{amount:,}" if currency is None else format_money(amount, currency)
