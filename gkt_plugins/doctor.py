@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from gkt_plugins.contracts import Engine
     from gkt_plugins.plugins import Plugins
 
-__all__ = ["Examination", "Part", "examine"]
+__all__ = ["PREFIX_ROUTE", "Examination", "Part", "examine"]
+
+PREFIX_ROUTE = "prefix route"
+"""What an engine calls its finding of how an answer is continued; it matters to students that are guided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,10 @@ async def _engine(
         engine = await asyncio.to_thread(plugins.engines().build, section.adapter, section.options, context)
         findings.append(_price(engine.model, prices))
         if isinstance(engine, Examinable):
-            findings += await engine.examine(refresh=refresh)
+            guided = any(one.teacher and one.student == name for one in config.pipelines.values())
+            for finding in await engine.examine(refresh=refresh):
+                matters = guided or finding.name != PREFIX_ROUTE
+                findings.append(finding if matters else replace(finding, good=None))
         else:
             findings.append(Finding("loads", "yes", True))
     except GktError as exc:
@@ -122,9 +128,7 @@ def _price(model: str, prices: PriceSource | GktError) -> Finding:
         return Finding("price", "unknown", False, str(prices))
     price = prices.price(model)
     if price is None:
-        return Finding(
-            "price", f"unknown of {model}", False, f"give one in [prices.{_key(model)}], or costs stay unknown"
-        )
+        return Finding("price", "unknown", False, f"give one in [prices.{_key(model)}], or costs stay unknown")
     return Finding("price", _shown(price), True)
 
 
@@ -151,11 +155,13 @@ def _key(model: str) -> str:
 def _pipeline(name: str, config: Config, engines: Mapping[str, Part]) -> Part:
     section = config.pipelines[name]
     lame = [one for one in (section.teacher, section.student) if one and engines[one].error]
-    if section.teacher is None:
-        return Part("pipeline", name, (Finding("answers", f"{section.student} alone, without guidance"),))
-    findings = [Finding("answers", f"{section.teacher} guides, {section.student} completes", not lame)]
-    route = next((one for one in engines[section.student].findings if one.name == "prefix route"), None)
-    if route is not None:
+    findings = [
+        Finding("answers", f"{section.teacher} guides, {section.student} completes", not lame)
+        if section.teacher
+        else Finding("answers", f"{section.student} alone, without guidance", not lame)
+    ]
+    route = next((one for one in engines[section.student].findings if one.name == PREFIX_ROUTE), None)
+    if route is not None and section.teacher:
         findings.append(replace(route, name="guidance goes in as"))
     teacher_lame, student_lame = section.teacher in lame, section.student in lame
     if student_lame:

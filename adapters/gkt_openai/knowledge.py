@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -117,6 +118,13 @@ _ROUTES: Mapping[ChatRoute, str] = {
 }
 
 
+def _ago(seconds: float) -> str:
+    for unit_s, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit} ago"
+    return "just now"
+
+
 def _shown(found: Findings, route: ChatRoute, options: OpenAIOptions) -> list[Finding]:
     routes = [name for name, there in (("chat", found.chat), ("raw prompts", found.completions)) if there]
     forced = "" if options.prefix == "auto" else ", as configured"
@@ -139,4 +147,5 @@ def _shown(found: Findings, route: ChatRoute, options: OpenAIOptions) -> list[Fi
         Finding("log-probabilities", f"of the top {' and '.join(tops)}" if tops else "no", None),
         Finding("prompt log-probabilities", "yes, by echo" if found.prompt_logprobs else "no", None),
         *(Finding("note", note, None) for note in found.notes),
+        Finding("asked", f"{_ago(time.time() - found.at)}, for {found.tokens_spent} tokens", None),
     ]  # fmt: skip
