@@ -230,10 +230,15 @@ def test_a_reader_cannot_write(ledger: Ledger, url: str) -> None:
     engine.dispose()
 
 
-def test_a_database_without_a_ledger_is_named_without_its_password(url: str) -> None:
+def test_a_database_without_a_ledger_is_named_without_its_password_and_stays_without_one(url: str) -> None:
+    secret = url.replace("postgres:@", "postgres:secret@")
     with pytest.raises(BackendError, match="is a database without a ledger") as caught:
-        read_records(url.replace("postgres:@", "postgres:secret@"))
+        read_records(secret)
     assert "secret" not in str(caught.value)
+    recovered = CliRunner().invoke(app, ["ledger", "recover", "--url", secret])
+    assert isinstance(recovered.exception, BackendError)
+    with psycopg.connect(url) as admin:
+        assert admin.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall() == []
 
 
 def test_a_server_that_does_not_answer_is_one_sentence_without_the_password(tmp_path: Path) -> None:

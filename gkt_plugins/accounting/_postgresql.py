@@ -31,6 +31,7 @@ _DOOR = 0x676B745F646F6F72
 """The advisory lock behind which a ledger is opened and recovered, one process at a time: "gkt_door" in ASCII."""
 
 _CONNECT_TIMEOUT_S = 10
+_DEADLOCK = "40P01"
 _LOCK_TIMEOUT = "30s"
 """How long to wait for another process's commit, which takes milliseconds."""
 
@@ -76,12 +77,12 @@ class PostgreSQLStore(Store):
     def write(self, group: Group) -> list[Result]:
         try:
             return super().write(group)
-        except self._psycopg.OperationalError:
-            if not self.connection.closed:
+        except self._psycopg.OperationalError as exc:
+            if self.connection.closed:
+                self.connection = self._connect()  # the server was restarted, or an idle connection cut
+            elif exc.sqlstate != _DEADLOCK:
                 raise
-        # The server was restarted, or an idle connection cut. Whatever is applied twice counts once, so try again.
-        self.connection = self._connect()
-        return super().write(group)
+        return super().write(group)  # whatever is applied twice counts once
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         return self.connection.execute(sql.replace("?", "%s"), parameters)

@@ -23,7 +23,8 @@ _BUSY_TIMEOUT_S = 30.0
 """How long to wait for another process's commit, which takes milliseconds."""
 
 _CHUNKS = (256, 64, 16, 4, 1)
-"""Rows of one INSERT: few sizes, so that each is compiled once and kept."""
+"""Rows of one INSERT: few sizes, so that each is compiled once and kept. Those that an SQLite with a low limit of
+parameters cannot take are left out."""
 
 
 def sqlite_engine(path: Path, *, read_only: bool = False) -> Engine:
@@ -90,11 +91,13 @@ class SQLiteStore(Store):
             raise
 
     def insert(self, table: Table, rows: Sequence[Row], conflict: str) -> int:
-        if len(rows) not in _CHUNKS and not self.connection.in_transaction:
+        most = self.connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(table.columns)
+        chunks = [size for size in _CHUNKS if size <= most]
+        if len(rows) not in chunks and not self.connection.in_transaction:
             with self.transaction():
                 return self.insert(table, rows, conflict)
         written, start = 0, 0
-        for size in _CHUNKS:
+        for size in chunks:
             while len(rows) - start >= size:
                 chunk = chain.from_iterable(rows[start : start + size])
                 written += self.execute(_insert(table, size) + conflict, tuple(chunk)).rowcount

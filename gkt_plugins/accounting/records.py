@@ -17,7 +17,7 @@ from gkt_plugins.accounting.schema import KEY, RECORDS, REQUESTS
 from gkt_plugins.contracts import UsageRecord
 from gkt_plugins.errors import BackendError
 
-__all__ = ["connect_reader", "read_records", "read_requests"]
+__all__ = ["connect_reader", "ledger_version", "read_records", "read_requests"]
 
 Read = TypeVar("Read")
 
@@ -33,22 +33,29 @@ def connect_reader(ledger: str | Path | Location, base_dir: Path | None = None) 
     :raises BackendError: there is no ledger, or one of another version.
     """
     location = Location.of(ledger, base_dir)
+    found = ledger_version(location)
+    if found == HEAD:
+        return _engine(location)
+    upgrade = "run gkt ledger recover, which upgrades it" if found < HEAD else "upgrade gkt-plugins"
+    raise BackendError(f"the ledger {str(location)!r} must be of version {HEAD} to be read, is of {found}; {upgrade}")
+
+
+def ledger_version(location: Location) -> str:
+    """Which version of this package's tables the ledger has.
+
+    :raises BackendError: there is no ledger, or it cannot be read.
+    """
     if location.path is not None and not location.path.is_file():
         raise BackendError(f"there is no ledger at {str(location)!r}; run something first, or name another with --url")
     engine = _engine(location)
     try:
         with sentence(location, "read"), engine.connect() as connection:
             found = version(connection)
-    except BaseException:
+    finally:
         engine.dispose()
-        raise
-    if found == HEAD:
-        return engine
-    engine.dispose()
     if found is None:
         raise BackendError(f"{str(location)!r} is a database without a ledger; name another with --url")
-    upgrade = "run gkt ledger recover, which upgrades it" if found < HEAD else "upgrade gkt-plugins"
-    raise BackendError(f"the ledger {str(location)!r} must be of version {HEAD} to be read, is of {found}; {upgrade}")
+    return found
 
 
 def read_records(

@@ -89,10 +89,10 @@ def report(
 def recover(config: ConfigOption = None, url: UrlOption = None) -> None:
     """Mark calls whose process died as interrupted. Every opening of the ledger does this by itself."""
     from gkt_plugins.accounting.ledger import Ledger
+    from gkt_plugins.accounting.records import ledger_version
 
     place, _ = _ledger_and_prices(config, url)
-    if place.path is not None and not place.path.is_file():
-        raise BackendError(f"there is no ledger at {str(place)!r}; name another with --url")
+    ledger_version(place)  # a ledger that does not exist is not made
     opened = Ledger(place)
     opened.close()
     typer.echo(f"{opened.recovered} calls marked interrupted.")

@@ -13,7 +13,7 @@ from gkt_plugins.accounting.export import as_json
 from gkt_plugins.accounting.prices import ConfigPrices, cost_nano
 from gkt_plugins.accounting.report import DIMENSIONS, Group, Report, build_report
 from gkt_plugins.accounting.tables import show
-from gkt_plugins.contracts import Usage, UsageRecord
+from gkt_plugins.contracts import GUIDANCE_CACHE, Usage, UsageRecord
 
 PRICES = ConfigPrices(
     {
@@ -93,6 +93,13 @@ def test_a_retry_that_cost_money_counts_as_spent_and_not_in_the_estimate() -> No
     retried = [replace(ONE[0], status="failed"), replace(ONE[0], attempt=1), ONE[1]]
     [comparison], _ = teacher_alone(retried)
     assert (comparison.actual_nano, comparison.estimate_nano) == (745_000 + 95_000, 1_250_000)
+
+
+def test_guidance_from_the_cache_cost_nothing_in_any_currency_and_the_teacher_alone_would_have_been_paid() -> None:
+    cached = replace(ONE[1], cost_nano=0, currency="EUR", price_source=GUIDANCE_CACHE)
+    [comparison], left_out = teacher_alone([ONE[0], cached])
+    assert left_out == []
+    assert (comparison.actual_nano, comparison.estimate_nano) == (95_000, 1_250_000)
 
 
 def test_guidance_that_was_dearer_shows_a_negative_saving() -> None:
