@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gkt_plugins.accounting.records import read_records
 from gkt_plugins.demo.models import model_dir
-from gkt_plugins.demo.problems import problems
+from gkt_plugins.demo.problems import Problem, problems
 
 CONFIG = """
 [engines.large]
@@ -33,23 +34,30 @@ ROWS = 48
 
 def run_command(folder: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "gkt_plugins.cli", "run", str(folder / "questions.jsonl")),
-        *("--output", str(folder / "answers.jsonl"), "--config", str(folder / "gkt.toml"), "--max-tokens", "200"),
+        *(sys.executable, "-m", "gkt_plugins.cli", "run", "--input", str(folder / "questions.jsonl")),
+        *("--output", str(folder / "answers.jsonl"), "--config", str(folder / "gkt.toml")),
     ]
 
 
+def question(problem: Problem) -> dict[str, Any]:
+    """A line of the input."""
+    messages = [{"role": "user", "content": problem.question}]
+    body = {"model": "gkt/default", "messages": messages, "max_tokens": 200, "temperature": 0}
+    return {"custom_id": str(problem.seed), "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
 def answered(folder: Path) -> list[str]:
-    """Ids of whole rows in the answer file."""
+    """Ids of whole lines in the answer file."""
     path = folder / "answers.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line)["id"] for line in lines]
+    return [json.loads(line)["custom_id"] for line in lines]
 
 
 @pytest.mark.parametrize("after", [1, 17])
 def test_a_killed_run_loses_no_finished_row_leaves_no_call_open_and_resumes(tmp_path: Path, after: int) -> None:
     config = CONFIG.format(teacher=model_dir("teacher"), student=model_dir("student"))
     (tmp_path / "gkt.toml").write_text(config)
-    rows = [{"id": str(p.seed), "prompt": p.question} for p in problems(0, ROWS, split="test")]
+    rows = [question(problem) for problem in problems(0, ROWS, split="test")]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = subprocess.Popen(run_command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 180
@@ -66,7 +74,7 @@ def test_a_killed_run_loses_no_finished_row_leaves_no_call_open_and_resumes(tmp_
     assert again.returncode == 0, again.stderr
     ids = answered(tmp_path)
     assert ids[: len(before)] == before
-    assert sorted(ids) == sorted(row["id"] for row in rows)
+    assert sorted(ids) == sorted(row["custom_id"] for row in rows)
 
     records = list(read_records(tmp_path / "gkt.db"))
     assert {record.status for record in records} == {"final", "interrupted"}
