@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -33,11 +34,8 @@ def serve(
     """Serve every pipeline as a model of the OpenAI API, until SIGTERM or Ctrl+C."""
     from gkt_plugins.config import load_config
     from gkt_plugins.errors import require
+    from gkt_plugins.gateway.workers import counting_together
     from gkt_plugins.plugins import load_plugins
-
-    for module in ("starlette", "uvicorn", "orjson", "prometheus_client"):
-        require(module, extra="gateway")
-    from gkt_plugins.gateway.serving import serve as serve_gateway
 
     plugins = load_plugins()
     loaded = load_config(config, overrides=overrides or [], plugins=plugins)
@@ -47,4 +45,9 @@ def serve(
         typer.echo(f"Serving {models} at {url}/v1\nDashboard: {url}/dashboard", err=True)
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    serve_gateway(loaded, plugins, dict(os.environ), host=host, port=port, workers=workers, ready=ready)
+    with counting_together() if workers > 1 else nullcontext():
+        for module in ("starlette", "uvicorn", "orjson", "prometheus_client"):
+            require(module, extra="gateway")
+        from gkt_plugins.gateway.serving import serve as serve_gateway
+
+        serve_gateway(loaded, plugins, dict(os.environ), host=host, port=port, workers=workers, ready=ready)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import mmap
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
@@ -15,32 +16,41 @@ from gkt_plugins.gateway.refusals import RefusedError
 
 __all__ = ["RateLimits", "TokenBucket", "read_body"]
 
+_HELD, _COUNTED_AT = 0, 1
+_DOUBLE = 8
+
 
 class TokenBucket:
-    """Lets ``per_minute`` requests through in a minute: holds that many, and refills evenly."""
+    """Lets ``per_minute`` requests through in a minute: holds that many, and refills evenly.
+
+    What it holds is in memory that processes forked afterwards share, so that the workers of one gateway keep one
+    limit. There is no lock: two workers that count in the same microsecond may count one request too few, and a worker
+    that dies can never stop the others.
+    """
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         """``clock``: seconds, never going back."""
         self.per_minute = per_minute
         self._per_second = per_minute / 60
         self._clock = clock
-        self._held = float(per_minute)
-        self._counted_at = clock()
+        self._shared = memoryview(mmap.mmap(-1, 2 * _DOUBLE)).cast("d")
+        self._shared[_HELD], self._shared[_COUNTED_AT] = float(per_minute), clock()
 
     def wait_s(self) -> float:
         """Seconds until one more request may pass; 0: now."""
-        now = self._clock()
-        self._held = min(float(self.per_minute), self._held + (now - self._counted_at) * self._per_second)
-        self._counted_at = now
-        return 0.0 if self._held >= 1 else (1 - self._held) / self._per_second
+        shared, now = self._shared, self._clock()
+        passed_s = max(0.0, now - shared[_COUNTED_AT])  # another worker may just have counted
+        held = shared[_HELD] = min(float(self.per_minute), shared[_HELD] + passed_s * self._per_second)
+        shared[_COUNTED_AT] = now
+        return 0.0 if held >= 1 else (1 - held) / self._per_second
 
     def take(self) -> None:
         """Let one request pass; after :meth:`wait_s` has answered 0."""
-        self._held -= 1
+        self._shared[_HELD] -= 1
 
 
 class RateLimits:
-    """Requests per minute, of one client and of all. Counted in this process."""
+    """Requests per minute, of one client and of all. Counted by this gateway, all of its workers together."""
 
     def __init__(
         self, total_per_minute: int | None, clients: Iterable[Client], *, clock: Callable[[], float] = time.monotonic

@@ -2,17 +2,22 @@
 
 Labels take their values from the configuration and from fixed lists alone, never from a request, so the number of
 series is bounded. What each metric means, and what to do about it, is told in docs/operations.md.
+
+Where several workers share a port, any of them may be scraped and must answer for all; prometheus_client then keeps the
+values in the folder that :data:`SHARED` names.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -21,6 +26,7 @@ from gkt_plugins.accounting.money import NANO
 from gkt_plugins.accounting.requests import RequestRecord
 from gkt_plugins.contracts import GUIDANCE_CACHE, UsageRecord
 from gkt_plugins.gateway.budgeting import Step
+from gkt_plugins.gateway.workers import SHARED
 
 __all__ = ["ERROR_CODES", "Metrics"]
 
@@ -52,19 +58,17 @@ _TOKENS = (0, 5, 10, 20, 30, 40, 60, 80, 120, 200, 400)
 
 
 class Metrics:
-    """The metrics of one gateway process."""
+    """The metrics of one gateway."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        """``registry``: by default one of its own, with the process's own metrics."""
-        if registry is None:
-            registry = CollectorRegistry(auto_describe=True)
-            ProcessCollector(registry=registry)
-            PlatformCollector(registry=registry)
-            GCCollector(registry=registry)
-        self._registry = registry
-        self._breakers = _Breakers()
-        registry.register(self._breakers)
-        self._families = _Families(registry)
+    def __init__(self) -> None:
+        self._shared = SHARED in os.environ
+        self._now = _Now()
+        self._registry = CollectorRegistry(auto_describe=True)
+        self._families = _Families(self._registry)
+        if not self._shared:
+            self._registry.register(self._now)
+            for of_the_process in (ProcessCollector, PlatformCollector, GCCollector):
+                of_the_process(registry=self._registry)
         self._by_pipeline: dict[tuple[str, str, str], _Requests] = {}
         self._by_engine: dict[tuple[str, str, str], _Calls] = {}
 
@@ -99,12 +103,17 @@ class Metrics:
 
     def watch_breakers(self, states: Callable[[], Mapping[str, bool]]) -> None:
         """``states``: engine name → its circuit is open; asked at every scrape."""
-        self._breakers.states = states
+        self._now.circuits = states
 
     def page(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition and its content type. ``accept``: what the scraper takes, of its header."""
         encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        registry = self._registry
+        if self._shared:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            registry.register(self._now)
+        return encode(registry), content_type
 
     def _observe_call(self, call: UsageRecord) -> None:
         if call.price_source == GUIDANCE_CACHE:
@@ -126,8 +135,13 @@ class _Families:
         def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
             return Histogram(name, text, labels, buckets=buckets, registry=registry)
 
-        Info("gkt_build", "What runs.", registry=registry).info({"version": __version__})
-        flight = Gauge("gkt_requests_in_flight", "Requests being answered now.", ("mode",), registry=registry)
+        flight = Gauge(
+            "gkt_requests_in_flight",
+            "Requests being answered now.",
+            ("mode",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.in_flight = {True: flight.labels("stream"), False: flight.labels("whole")}
         self.requests = counter(
             "gkt_requests_total", "Requests that are over, by who answered and how.", "pipeline", "route", "status"
@@ -236,14 +250,15 @@ class _Calls:
             self._cost.inc(call.cost_nano / NANO)
 
 
-class _Breakers:
-    """Which circuits are open, at the moment of the scrape."""
+class _Now:
+    """What is so at the moment of the scrape, in the worker that is asked."""
 
     def __init__(self) -> None:
-        self.states: Callable[[], Mapping[str, bool]] = dict
+        self.circuits: Callable[[], Mapping[str, bool]] = dict
 
     def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("gkt_build", "What runs.", value={"version": __version__})
         family = GaugeMetricFamily("gkt_circuit_open", "1 while an engine is left alone.", labels=("engine",))
-        for engine, is_open in sorted(self.states().items()):
+        for engine, is_open in sorted(self.circuits().items()):
             family.add_metric((engine,), float(is_open))
         yield family

@@ -62,6 +62,7 @@ def serve(
         if workers == 1:
             _run(app, listener, lambda: told(url))
         else:
+            listener.listen(_BACKLOG)  # what comes before the first worker is there waits
             told(url)
             supervise(workers, lambda: _run(app, listener, lambda: None))
 

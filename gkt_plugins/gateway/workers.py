@@ -7,18 +7,40 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from gkt_plugins.errors import BackendError, GktError
 
-__all__ = ["supervise"]
+__all__ = ["SHARED", "counting_together", "supervise"]
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names the folder in which workers count together."""
 
 _log = logging.getLogger(__name__)
 
 _TOO_SOON_S = 5.0
 """A worker that ends sooner would only end again."""
+
+
+@contextlib.contextmanager
+def counting_together() -> Iterator[None]:
+    """Let the workers that are started inside the block answer for each other when ``/metrics`` is asked.
+
+    To be entered before prometheus_client is imported, which looks at the variable once. A folder that the environment
+    names already is used as it is.
+    """
+    if SHARED in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="gkt-metrics-", ignore_cleanup_errors=True) as folder:
+        os.environ[SHARED] = folder
+        try:
+            yield
+        finally:
+            del os.environ[SHARED]
 
 
 def supervise(count: int, work: Callable[[], None]) -> None:
@@ -47,6 +69,7 @@ def supervise(count: int, work: Callable[[], None]) -> None:
         while started:
             worker, _ = os.wait()
             lived_s = time.monotonic() - started.pop(worker)
+            _forget(worker)
             if ending:
                 continue
             if lived_s < _TOO_SOON_S:
@@ -60,6 +83,14 @@ def supervise(count: int, work: Callable[[], None]) -> None:
             signal.signal(number, handler)
     if failed:
         raise BackendError("a worker of the gateway ended as soon as it had begun; what it said before tells why")
+
+
+def _forget(worker: int) -> None:
+    """What a worker that ended had in flight is in flight no more; what it counted still counts."""
+    if SHARED in os.environ:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(worker)  # type: ignore[no-untyped-call]
 
 
 def _fork(work: Callable[[], None]) -> int:
