@@ -246,7 +246,7 @@ def _continues(flagged: Mapping[str, Any], plain: Mapping[str, Any] | None) -> b
         return True
     with_flag, without = _prompt_tokens(flagged), _prompt_tokens(plain)
     if with_flag is None or without is None:
-        return _goes_on(flagged)
+        return _goes_on(flagged) and not _goes_on(plain)
     return with_flag < without
 
 

@@ -28,7 +28,7 @@ from gkt_plugins.testing.engines import by_words
 
 __all__ = ["Fault", "Received", "Reply", "Script", "Upstream"]
 
-Continues: TypeAlias = Literal["completion", "continue_final_message", "prefix", "partial"]
+Continues: TypeAlias = Literal["completion", "continue_final_message", "prefix", "partial", "trailing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +132,14 @@ class Upstream:
         refuses: Sequence[str] = (),
         routes: Sequence[Literal["chat", "completions"]] = ("chat", "completions"),
         models_status: int = 200,
-        template: str = "<{role}>{content}\n",
+        wraps_completions: bool = False,
     ) -> None:
         """
         :param key: what ``authorization`` must carry; None asks for none.
         :param continues: ways of going on from a given beginning that it understands: raw prompts, or the chat fields
-            ``continue_final_message`` (with ``add_generation_prompt``), ``prefix`` and ``partial`` (in the message).
-            A chat field that it does not understand is ignored.
+            ``continue_final_message`` (with ``add_generation_prompt``), ``prefix`` and ``partial`` (in the message), or
+            a ``trailing`` message of the assistant without any. A field that it does not understand is ignored.
+        :param wraps_completions: it puts raw prompts into its chat template.
         :param refuses: fields that it answers with status 400.
         :param models_status: what ``GET /models`` answers with.
         """
@@ -151,7 +152,7 @@ class Upstream:
         self._refuses = tuple(refuses)
         self._routes = frozenset(routes)
         self._models_status = models_status
-        self._template = template
+        self._wraps_completions = wraps_completions
         self._server = HttpServer(self._answer)
         self._changed = threading.Condition()
         self.port = 0
@@ -249,17 +250,18 @@ class Upstream:
         body = received.body
         if received.route == "completions":
             prompt = body.get("prompt", "")
-            return (str(prompt[0]) if isinstance(prompt, list) else str(prompt)), ""
+            prompt = str(prompt[0]) if isinstance(prompt, list) else str(prompt)
+            return (f"<user> {prompt}\n<assistant>" if self._wraps_completions else prompt), ""
         messages = body["messages"]
-        turns = [self._template.format(role=f"{m['role']}> ", content=m.get("content")) for m in messages]
+        turns = [f"<{turn['role']}> {turn.get('content')}\n" for turn in messages]
         last = messages[-1]
         asked = {name for name in ("prefix", "partial") if last.get(name)}
         if body.get("continue_final_message") and not body.get("add_generation_prompt", True):
             asked.add("continue_final_message")
-        if received.prefix and asked & self._continues:
+        if received.prefix and (asked | {"trailing"}) & self._continues:
             turns[-1] = turns[-1].rstrip("\n")
             return "".join(turns), received.prefix
-        return "".join(turns) + self._template.format(role="assistant> ", content=""), ""
+        return "".join(turns) + "<assistant>", ""
 
 
 class _Run:
