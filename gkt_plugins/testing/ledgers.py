@@ -43,8 +43,11 @@ def invented_traffic(
 
 def _moment(since: float, until: float, share: float) -> float:
     """When ``share`` of the traffic has come: most of it by day, around 13:00 UTC, least around 01:00."""
-    even, wave = since + (until - since) * share, 2 * pi / 86_400
-    return min(max(even - 0.7 / wave * sin(wave * (even - 46_800)), since), until)
+    wave = 2 * pi / 86_400
+    first, last, moment = (
+        even - 0.7 / wave * sin(wave * (even - 46_800)) for even in (since, until, since + (until - since) * share)
+    )
+    return since + (until - since) * (moment - first) / (last - first)
 
 
 def write_traffic(url: str, traffic: Traffic) -> None:
