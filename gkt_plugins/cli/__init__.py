@@ -16,7 +16,8 @@ from gkt_plugins.errors import GktError
 __all__ = ["VERBS", "app", "main"]
 
 VERBS = (
-    "config", "plugins", "doctor", "serve", "keys", "run", "ledger", "export", "distill", "acceptance", "plan", "demo",
+    "config", "plugins", "doctor", "serve", "keys", "run", "guide", "ledger", "export", "distill", "acceptance", "plan",
+    "demo",
 )  # fmt: skip
 """Each is a file beside this one, with a function ``register`` that adds it."""
 

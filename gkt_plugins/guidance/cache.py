@@ -109,6 +109,8 @@ class GuidanceCache:
         self._warned = False
         self._waiting: dict[str, bytes] = {}
         self._writer: asyncio.Task[None] | None = None
+        self.lost = 0
+        """Entries that could not be written."""
 
     async def claim(self, key: str) -> Guidance | Landed[Guidance] | Claim:
         """What is known under ``key``: kept, or just asked for by another request that this one waited for.
@@ -127,6 +129,10 @@ class GuidanceCache:
             return Claim(self, key, joined)
         joined.land(known)
         return known
+
+    async def has(self, key: str) -> bool:
+        """Whether something is kept under ``key``, and not too old."""
+        return await self._read(key) is not None
 
     def write(self, key: str, guidance: Guidance) -> None:
         """Keep it under ``key``, soon; :meth:`aclose` waits for it."""
@@ -172,11 +178,13 @@ class GuidanceCache:
         while self._waiting:
             values, self._waiting = self._waiting, {}
             if not self._breaker.admit():
+                self.lost += len(values)
                 continue
             try:
                 async with asyncio.timeout(_WRITE_S):
                     await self._store.put(values, self._max_age_s)
             except Exception as exc:  # noqa: BLE001 - as in _read
+                self.lost += len(values)
                 self._unreachable(exc)
             else:
                 self._reached()
