@@ -53,6 +53,7 @@ async def _refused(request: Request, exc: Exception) -> Response:
         status=exc.status_code,
         code="not_found" if exc.status_code == 404 else "method_not_allowed",
     )
+    request.app.state.gateway.metrics.refused(error.code)
     return _response(error, exc.headers)
 
 

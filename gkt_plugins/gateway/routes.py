@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 import orjson
@@ -26,6 +27,8 @@ from gkt_plugins.openai_wire.replies import model_list
 from gkt_plugins.openai_wire.requests import GUIDANCE_HEADER, Route, parse, read_model
 
 __all__ = ["AnswerRoute", "routes"]
+
+_log = logging.getLogger(__name__)
 
 _GUIDANCE_HEADER = GUIDANCE_HEADER.encode()
 
@@ -83,8 +86,11 @@ class AnswerRoute:
             raise
         except Exception as exc:  # noqa: BLE001 - whatever it was, the client is told, and the ledger
             error = _timed_out(turn) if isinstance(exc, TimeoutError) else exc
+            status = error_body(error)[0]
+            if status >= 500:
+                _log.warning("request %s failed with %d: %s", turn.asked.request_id, status, error)
             code = await turn.fail(error)
-            await turn.over("refused" if error_body(error)[0] < 500 else "error", code)
+            await turn.over("refused" if status < 500 else "error", code)
             return
         await turn.over("ok")
 

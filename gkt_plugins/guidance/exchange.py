@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,8 @@ from gkt_plugins.guidance.single_flight import Landed
 from gkt_plugins.guidance.timings import CallTiming, Timings
 
 __all__ = ["Exchange", "Parts", "UsageSink", "as_engine_error", "generate"]
+
+_log = logging.getLogger(__name__)
 
 
 class UsageSink(Protocol):
@@ -250,6 +253,9 @@ class Exchange:
             return
         if isinstance(end, CallFailed) and end.error.retryable:
             breaker.failed()
+            if breaker.is_open:
+                engine = self._parts.engine(end.key).name
+                _log.warning("the engine %r is left alone for %.0f s: %s", engine, breaker.remaining_s, end.error)
         elif isinstance(end, CallFailed) or end.finish_reason == "cancelled":
             breaker.dropped()
         else:
