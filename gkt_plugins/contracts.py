@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gkt_plugins.errors import EngineError
 
 __all__ = [
+    "AHEAD",
     "CONTRACT_VERSION",
     "GUIDANCE_CACHE",
     "BuildContext",
@@ -64,6 +65,9 @@ CONTRACT_VERSION = 1
 
 GUIDANCE_CACHE = "guidance cache"
 """``price_source`` of a teacher's record whose text came from the guidance cache: it has tokens, and costs nothing."""
+
+AHEAD = " (ahead)"
+"""Ends the ``pipeline`` of a record whose guidance was asked for ahead of time: money spent, and no answer yet."""
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 """``stop``: end-of-sequence or a stop string. ``length``: the token budget. ``cancelled``: the caller went away."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from gkt_plugins.accounting.money import format_nano
 from gkt_plugins.accounting.prices import cost_nano
-from gkt_plugins.contracts import PriceSource, Usage, UsageRecord
+from gkt_plugins.contracts import AHEAD, PriceSource, Usage, UsageRecord
 
 __all__ = ["ASSUMPTIONS", "Comparison", "TeacherAlone", "token_ratio"]
 
@@ -128,8 +128,10 @@ class TeacherAlone:
             return "tokens unknown"
         key = (pipeline, teacher, price.currency)
         comparison = self._comparisons.setdefault(key, Comparison(*key))
-        comparison.requests += 1
         comparison.actual_nano += sum(record.cost_nano or 0 for record in calls)  # none is None: checked above
+        if pipeline.endswith(AHEAD):  # spent for answers that are counted when they are given
+            return None
+        comparison.requests += 1
         comparison.estimate_nano += sum(estimate or 0 for estimate in estimates)
         comparison.token_ratios |= ratios
         return None

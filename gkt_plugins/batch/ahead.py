@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from gkt_plugins.accounting.accountant import Accountant
 from gkt_plugins.batch.lines import BatchLine, read_lines
 from gkt_plugins.batch.runner import samplings
-from gkt_plugins.contracts import UsageRecord
+from gkt_plugins.contracts import AHEAD, UsageRecord
 from gkt_plugins.errors import BackendError, ConfigError
 from gkt_plugins.gateway.access import Client
 from gkt_plugins.gateway.budgeting import Admission, Ladder
@@ -36,12 +36,9 @@ if TYPE_CHECKING:
     from gkt_plugins.config import Config
     from gkt_plugins.plugins import Plugins
 
-__all__ = ["LABEL", "Ahead", "AheadJob", "Fate"]
+__all__ = ["Ahead", "AheadJob", "Fate"]
 
 _NO_ROOM = "the budget of the day has no room for this guidance; go on tomorrow (UTC), or raise [budget] per_day"
-
-LABEL = "{} (ahead)"
-"""Under which name of a pipeline the ledger has these calls: they are no answers, and are not compared with any."""
 
 Fate: TypeAlias = Literal["asked", "known", "repeated", "unguided", "drawn", "failed"]
 """Of one prompt. ``known``: it was in the cache before. ``repeated``: an earlier line has it too. ``unguided``: it gets
@@ -137,7 +134,7 @@ class AheadJob:
             )
 
     async def _ask(self, name: str, parts: Parts, wanted: list[_Wanted]) -> AsyncGenerator[Ahead, None]:
-        parts = replace(parts, name=LABEL.format(name), rules=replace(parts.rules, on_teacher_error="fail"))
+        parts = replace(parts, name=name + AHEAD, rules=replace(parts.rules, on_teacher_error="fail"))
         accounts = parts.accounts
         ladder = Ladder.from_config(self.config, accounts, [parts]) if isinstance(accounts, Accountant) else None
         by_id = {one.request.request_id: one for one in wanted}

@@ -229,3 +229,14 @@ def test_the_token_ratio_counts_the_same_texts_with_both_tokenizers() -> None:
 def test_a_fresh_group_knows_nothing() -> None:
     assert Group(()).as_json(())["cost"] == {}
     assert Group(()).as_json(())["prompt_tokens"] == {"known": None, "unknown_calls": 0}
+
+
+def test_guidance_that_was_asked_for_ahead_of_time_is_spent_and_is_no_answer() -> None:
+    # 100 × 2.5 + 40 × 10 = 650 ahead; later the same request costs the student's 95, and the teacher nothing.
+    ahead = [call("x", "teacher", 100, 40, pipeline="default (ahead)")]
+    later = [call("y", "student", 140, 60), call("y", "teacher", 100, 40, cost_nano=0, price_source=GUIDANCE_CACHE)]
+    [answered, asked_ahead], left_out = teacher_alone(ahead + later)
+    assert (answered.requests, answered.actual_nano, answered.estimate_nano) == (1, 95_000, 1_250_000)
+    assert (asked_ahead.requests, asked_ahead.actual_nano, asked_ahead.estimate_nano) == (0, 650_000, 0)
+    assert asked_ahead.saving is None
+    assert left_out == []

@@ -18,7 +18,7 @@ from sqlalchemy.sql.selectable import Subquery
 
 from gkt_plugins.accounting.prices import cost_nano
 from gkt_plugins.accounting.schema import RECORDS
-from gkt_plugins.contracts import Price, PriceSource, Usage
+from gkt_plugins.contracts import AHEAD, Price, PriceSource, Usage
 from gkt_plugins.gateway.dashboard._queries import Slices, Span
 from gkt_plugins.gateway.dashboard._slices import Alone, Slice
 
@@ -67,8 +67,9 @@ def _fold(into: Slice, row: Row[Any], price: Price | None) -> None:
     if reason is not None:
         into.not_compared[reason] += row.requests
         return
+    ahead = row.pipeline.endswith(AHEAD)  # spent for answers that are counted when they are given
     into.alone.setdefault((row.teacher, row.currency), Alone()).__iadd__(
-        Alone(row.requests, int(row.actual_nano), estimate or 0)
+        Alone(0 if ahead else row.requests, int(row.actual_nano), 0 if ahead else estimate or 0)
     )
 
 
