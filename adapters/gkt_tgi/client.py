@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -45,7 +46,7 @@ class TGIClient:
         self._http = httpx2.AsyncClient(
             timeout=self._timeout,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=options.concurrency),
-            event_hooks={"request": [self._authorise], "response": [_read_errors]},
+            event_hooks={"request": [self._authorise], "response": [_read_errors, _split_at_newlines]},
             transport=transport,
         )
 
@@ -85,10 +86,10 @@ class TGIClient:
         return found
 
     @asynccontextmanager
-    async def chat_lines(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def chat_lines(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[str]]:
         """``/v1/chat/completions``, untouched: the payloads of a stream's events."""
         async with self._http.stream("POST", self.url + "/v1/chat/completions", json=body) as response:
-            yield _payloads(response.raise_for_status())
+            yield _payloads(response.raise_for_status().aiter_lines())
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -104,14 +105,24 @@ async def _read_errors(response: httpx2.Response) -> None:
         await response.aread()  # of a stream too: it says what is wrong
 
 
-async def _payloads(response: httpx2.Response) -> AsyncIterator[bytes]:
+async def _split_at_newlines(response: httpx2.Response) -> None:
+    """httpx2 ends a line at every separator that Unicode has; TGI writes U+2028 and the like into its events."""
+    response.aiter_lines = partial(_lines, response)  # type: ignore[method-assign]
+
+
+async def _lines(response: httpx2.Response) -> AsyncIterator[str]:
     waiting = b""
     async for data in response.aiter_bytes():
         *lines, waiting = (waiting + data).split(b"\n")
         for line in lines:
-            payload = line.removeprefix(b"data:").strip()
-            if line.startswith(b"data:") and payload != b"[DONE]":
-                yield payload
+            yield line.decode("utf-8")
+
+
+async def _payloads(lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    async for line in lines:
+        payload = line.removeprefix("data:").strip()
+        if line.startswith("data:") and payload != "[DONE]":
+            yield payload
 
 
 def _token(token: Mapping[str, Any]) -> Token:

@@ -7,6 +7,7 @@ environment, and never sent. More than one machine needs a ledger that all of th
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pickle
 import threading
@@ -73,6 +74,7 @@ def run_on_ray(workers: int) -> Doing:
 def _start(ray: Any, workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs what it raises, page by page
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if "RAY_ADDRESS" not in os.environ:
         how |= {"num_cpus": workers, "object_store_memory": STORE_BYTES, "include_dashboard": False}

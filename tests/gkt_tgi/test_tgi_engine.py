@@ -317,7 +317,7 @@ async def test_a_chat_cannot_be_continued_without_a_tokenizer_and_says_so(serve)
 
 
 async def test_text_of_any_script_comes_through_streams_unharmed(serve):
-    text = "Ναι 猫が\u00a0座る 🐈‍⬛ e\u0301 – “ok”"
+    text = "Ναι 猫が\u00a0座る 🐈‍⬛ e\u0301 – “ok” one\u2028two\u0085 \u2029 three\x0b\x1c \n\n four"
     engine = engine_at(serve(text).url)
     for prompt in (RAW, CHAT):
         assert "".join(delta.text for delta in await pieces(engine, Call(prompt))) == text
