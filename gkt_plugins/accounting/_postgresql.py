@@ -19,7 +19,7 @@ from sqlalchemy import Engine, Table, create_engine
 from gkt_plugins.accounting._migrate import migrate
 from gkt_plugins.accounting._rows import Row
 from gkt_plugins.accounting._store import Group, Result, Store
-from gkt_plugins.accounting.location import Location
+from gkt_plugins.accounting.location import Location, Sync
 from gkt_plugins.errors import require
 
 if TYPE_CHECKING:
@@ -53,12 +53,13 @@ class PostgreSQLStore(Store):
 
     LOCKING = " FOR UPDATE"
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, sync: Sync) -> None:
         """Connect, bring the tables up to date, and recover the ledger."""
         assert location.url is not None
         self._psycopg: Any = require("psycopg", extra="postgresql")
         self.errors = (self._psycopg.Error,)
         self._location = location
+        self._sync = sync
         self.writer = uuid.uuid4().hex
         self.connection = self._connect()
         try:
@@ -131,6 +132,7 @@ class PostgreSQLStore(Store):
             application_name="gkt-ledger",
         )
         connection.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT}'")
+        connection.execute(f"SET synchronous_commit = {'on' if self._sync == 'commit' else 'off'}")
         # Shared: when the connection is made anew, the server may not have noticed yet that the old one is gone.
         connection.execute("SELECT pg_advisory_lock_shared(%s)", (_lock(self.writer),))
         return connection

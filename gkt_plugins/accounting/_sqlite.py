@@ -1,4 +1,4 @@
-"""The ledger in an SQLite file: WAL, durable commits, one statement for many rows."""
+"""The ledger in an SQLite file: a write-ahead log, and one statement for many rows."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 
+from gkt_plugins.accounting._checkpoints import Checkpoints
 from gkt_plugins.accounting._migrate import migrate
 from gkt_plugins.accounting._rows import Row
-from gkt_plugins.accounting._store import Store
+from gkt_plugins.accounting._store import Group, Result, Store
 from gkt_plugins.accounting._writers import Writer, is_alive, only_one, remove_dead
+from gkt_plugins.accounting.location import Sync
 
 __all__ = ["SQLiteStore", "sqlite_engine"]
 
 _BUSY_TIMEOUT_S = 30.0
 """How long to wait for another process's commit, which takes milliseconds."""
+
+_LONG_LOG = 16384
+"""Pages (64 MiB) of write-ahead log at which the writer itself makes a checkpoint: while commits never pause, those of
+the background thread never get to the end, and the log would grow for ever."""
 
 _CHUNKS = (256, 64, 16, 4, 1)
 """Rows of one INSERT: few sizes, so that each is compiled once and kept. Those that an SQLite with a low limit of
@@ -50,7 +56,7 @@ def sqlite_engine(path: Path, *, read_only: bool = False) -> Engine:
 class SQLiteStore(Store):
     """One file, shared by the processes of one machine."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sync: Sync) -> None:
         """Open or make the file at ``path``, bring its tables up to date, and recover it."""
         self._folder = path.with_name(path.name + ".writers")
         with only_one(self._folder):
@@ -59,7 +65,9 @@ class SQLiteStore(Store):
             )
             try:
                 self.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
-                self.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, not only a dead process
+                # Either way a commit is in the kernel's hands, and survives this process.
+                self.execute(f"PRAGMA synchronous = {'FULL' if sync == 'commit' else 'NORMAL'}")
+                self.execute(f"PRAGMA wal_autocheckpoint = {_LONG_LOG}")
                 engine = sqlite_engine(path)
                 try:
                     migrate(engine)
@@ -68,10 +76,16 @@ class SQLiteStore(Store):
                 self.recovered = self.recover()
                 remove_dead(self._folder)
                 self._mark = Writer(self._folder)
+                self._checkpoints = Checkpoints(path)
             except BaseException:
                 self.connection.close()
                 raise
         self.writer = self._mark.id
+
+    def write(self, group: Group) -> list[Result]:
+        results = super().write(group)
+        self._checkpoints.committed()
+        return results
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         return self.connection.execute(sql, parameters)
@@ -111,6 +125,7 @@ class SQLiteStore(Store):
         return f"{column} IN (SELECT value FROM json_each(?))"
 
     def close(self) -> None:
+        self._checkpoints.stop()
         self._mark.release()
         self.connection.close()
 

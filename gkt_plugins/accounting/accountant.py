@@ -203,4 +203,5 @@ def open_accountant(config: Config, plugins: Plugins, env: Mapping[str, str] | N
     """
     prices = price_sources(config, plugins, env)
     url = config.ledger.resolved_url(os.environ if env is None else env)
-    return Accountant(prices, Ledger.open(url, base_dir=config.base_dir), observer=plugins.record_usage)
+    ledger = Ledger.open(url, base_dir=config.base_dir, sync=config.ledger.sync)
+    return Accountant(prices, ledger, observer=plugins.record_usage)

@@ -19,7 +19,7 @@ from gkt_plugins.accounting._store import Group, Result, Store
 from gkt_plugins.accounting._trouble import sentence
 from gkt_plugins.accounting._writing import WriterThread
 from gkt_plugins.accounting.budgets import Budget
-from gkt_plugins.accounting.location import Location
+from gkt_plugins.accounting.location import Location, Sync
 from gkt_plugins.accounting.records import read_records, read_requests
 from gkt_plugins.accounting.requests import RequestRecord
 from gkt_plugins.contracts import UsageRecord
@@ -32,21 +32,23 @@ class Ledger:
     """Usage records on disk. Safe from any event loop, and from several processes on one database."""
 
     @classmethod
-    def open(cls, url: str, *, base_dir: Path | None = None) -> Ledger:
+    def open(cls, url: str, *, base_dir: Path | None = None, sync: Sync = "second") -> Ledger:
         """Open the ledger at ``url``, make it where there is none, bring its tables up to date, and recover it.
 
         :param url: ``sqlite:///PATH`` or ``postgresql://USER:PASSWORD@HOST/DATABASE``.
         :param base_dir: where a relative path starts; by default the working directory.
+        :param sync: ``second``: a commit survives the end of this process at once, and a power cut a second later.
+            ``commit``: a power cut at once too; every commit then waits for the disk.
         :raises ConfigError: a URL of neither kind.
         :raises BackendError: the database cannot be used, or a newer version of this package made it.
         :raises MissingDependencyError: PostgreSQL without its driver.
         """
-        return cls(Location.of(url, base_dir))
+        return cls(Location.of(url, base_dir), sync)
 
-    def __init__(self, place: Path | Location) -> None:
+    def __init__(self, place: Path | Location, sync: Sync = "second") -> None:
         """Prefer :meth:`open`. ``place``: an SQLite file, or where else the ledger is."""
         self.location = Location.of(place)
-        self._store = _open(self.location)
+        self._store = _open(self.location, sync)
         self.recovered = self._store.recovered
         """How many orphans of dead processes the opening marked."""
         self._gate = threading.Lock()
@@ -167,14 +169,14 @@ class Ledger:
             return self._store.write(group)
 
 
-def _open(location: Location) -> Store:
+def _open(location: Location, sync: Sync) -> Store:
     if location.path is not None:
         from gkt_plugins.accounting._sqlite import SQLiteStore
 
         with sentence(location, "opened"):
-            return SQLiteStore(location.path)
+            return SQLiteStore(location.path, sync)
     from gkt_plugins.accounting._postgresql import PostgreSQLStore
 
     psycopg = require("psycopg", extra="postgresql")
     with sentence(location, "opened", psycopg.Error):
-        return PostgreSQLStore(location)
+        return PostgreSQLStore(location, sync)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from gkt_plugins.errors import ConfigError
 
-__all__ = ["Location"]
+__all__ = ["Location", "Sync"]
+
+Sync: TypeAlias = Literal["second", "commit"]
+"""What a power cut may cost: the last second, or nothing, for which every commit waits until the disk has it."""
 
 _SQLITE = ("sqlite", "sqlite+pysqlite")
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")

@@ -242,6 +242,8 @@ class LedgerSection(Section):
     """SQLAlchemy URL without a password."""
     url_env: str | None = None
     """Environment variable that holds the URL, for one with a password; it replaces ``url``."""
+    sync: Literal["second", "commit"] = "second"
+    """What a power cut may cost: the last ``second``, or nothing, for which every ``commit`` waits for the disk."""
 
     @model_validator(mode="after")
     def _one_url(self) -> LedgerSection:

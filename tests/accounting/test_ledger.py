@@ -1,15 +1,17 @@
 import asyncio
 import fcntl
 import sqlite3
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gkt_plugins.accounting import _checkpoints
 from gkt_plugins.accounting._sqlite import SQLiteStore
 from gkt_plugins.accounting._writers import only_one
 from gkt_plugins.accounting.ledger import Ledger
@@ -285,5 +287,65 @@ async def test_records_that_gather_while_the_disk_is_busy_share_a_commit(ledger:
     disk.execute("ROLLBACK")
     disk.close()
     await asyncio.gather(*waiting)
-    assert len(commits) <= 3  # what it held, by itself, then the rest in groups of 512
+    assert len(commits) <= 1 + 3  # what it held, then the rest in groups of 512
     assert list(ledger.records()) == records
+
+
+async def test_what_was_committed_is_brought_to_the_disk_while_no_call_waits_for_it(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    await ledger.opened(opening())
+    until(lambda: _calls_after_a_power_cut(ledger, tmp_path) > 0)
+    assert _calls_after_a_power_cut(ledger, tmp_path) == 1
+
+
+async def test_a_checkpoint_that_fails_is_said_once_and_tried_again(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_checkpoints, "_EVERY_S", 0.01)
+    assert isinstance(ledger._store, SQLiteStore)
+    disk = ledger._store._checkpoints._connection
+    tries = []
+
+    def deny(*_: object) -> int:
+        tries.append(0)
+        return sqlite3.SQLITE_DENY
+
+    disk.set_authorizer(deny)
+    await ledger.opened(opening())
+    until(lambda: len(tries) >= 3)
+    assert [record.getMessage() for record in caplog.records] == [
+        "what was committed to the ledger is not on the disk yet: not authorized; it is tried again"
+    ]
+    disk.set_authorizer(None)
+    until(lambda: _calls_after_a_power_cut(ledger, tmp_path) > 0)
+
+
+def until(happened: Callable[[], bool]) -> None:
+    while not happened():
+        time.sleep(0.02)
+
+
+def _calls_after_a_power_cut(ledger: Ledger, tmp_path: Path) -> int:
+    """How many calls are in the file itself, without its write-ahead log; 0 while a checkpoint writes it."""
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(Path(str(ledger.location)).read_bytes())
+    connection = sqlite3.connect(copy)
+    try:
+        return int(connection.execute("SELECT COUNT(*) FROM usage_records").fetchone()[0])
+    except sqlite3.DatabaseError:
+        return 0
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(("sync", "level"), [("second", 1), ("commit", 2)])
+async def test_a_commit_waits_for_the_disk_only_where_that_was_asked_for(
+    tmp_path: Path, sync: Literal["second", "commit"], level: int
+) -> None:
+    ledger = Ledger.open("sqlite:///gkt.db", base_dir=tmp_path, sync=sync)
+    assert isinstance(ledger._store, SQLiteStore)
+    assert ledger._store.execute("PRAGMA synchronous").fetchone() == (level,)
+    await ledger.opened(opening())
+    assert list(ledger.records()) == [opening()]
+    await ledger.aclose()
