@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -26,6 +27,9 @@ from gkt_plugins.guidance.events import (
     Cancelled,
     Emit,
     Event,
+    FailChoice,
+    FailRequest,
+    Finish,
     RecordUsage,
     Request,
     Rules,
@@ -99,6 +103,8 @@ class Exchange:
         self._claim: Claim | None = None
         self._gone = False
         self._telling = 0
+        self._closing: list[asyncio.Task[None]] = []
+        """Calls that have ended, and are not on record yet."""
         self.timings = Timings(time.perf_counter())
         """When each of its calls began, first gave text and ended."""
 
@@ -106,7 +112,7 @@ class Exchange:
     def done(self) -> bool:
         """The answer is complete, and everything about it is on record; of several callers of :meth:`tell` who wait
         at once, the last to come back is the first to see it."""
-        return self._machine.done and not self._telling
+        return self._machine.done and not self._telling and not self._closing
 
     @property
     def answer(self) -> Answer:
@@ -194,19 +200,18 @@ class Exchange:
         return self._noted(self._machine.receive(event))
 
     async def tell(self, event: Event) -> list[Action]:
-        """The machine's answer to ``event``, with the usage in it already on record."""
+        """The machine's answer to ``event``. When it is about the end of a choice all usage so far is on record; before
+        that records are written while the next call begins."""
         actions = self._machine.receive(event)
         if isinstance(event, CallEnd | CallFailed):
             self._tell_breaker(event)
             if event.key == TEACHER and self._claim is not None:
                 self._end_claim(self._claim, event, actions)
-        self._telling += 1
-        try:
-            for action in actions:
-                if isinstance(action, RecordUsage) and action.key in self._open:
-                    await self._close(action)
-        finally:
-            self._telling -= 1
+        for action in actions:
+            if isinstance(action, RecordUsage) and action.key in self._open:
+                self._closing.append(asyncio.create_task(self._close(action)))
+        if self._closing and any(isinstance(action, Finish | FailChoice | FailRequest) for action in actions):
+            await self._all_closed()
         return self._noted(actions)
 
     async def abandon(self, untold: Iterable[Event] = ()) -> None:
@@ -222,6 +227,7 @@ class Exchange:
                 await self.tell(Cancelled())
             while running := self._machine.running:
                 await self.tell(CallEnd(next(iter(running)), "cancelled"))
+            await self._all_closed()
         finally:
             for breaker in self._admitted.values():
                 breaker.dropped()
@@ -240,6 +246,19 @@ class Exchange:
             started_at=self._clock(),
             pipeline=self._parts.name,
         )
+
+    async def _all_closed(self) -> None:
+        """Wait for the records that are being written. Cancelling the wait disturbs none of them."""
+        self._telling += 1
+        try:
+            while writing := list(self._closing):
+                await asyncio.wait(writing)
+                for task in writing:
+                    if task in self._closing:
+                        self._closing.remove(task)
+                    task.result()
+        finally:
+            self._telling -= 1
 
     async def _close(self, action: RecordUsage) -> None:
         record = replace(self._open.pop(action.key), status=action.status, usage=action.usage)
