@@ -45,7 +45,7 @@ def _moment(since: float, until: float, share: float) -> float:
     """When ``share`` of the traffic has come: most of it by day, around 13:00 UTC, least around 01:00."""
     wave = 2 * pi / 86_400
     first, last, moment = (
-        even - 0.7 / wave * sin(wave * (even - 46_800)) for even in (since, until, since + (until - since) * share)
+        even - 0.5 / wave * sin(wave * (even - 46_800)) for even in (since, until, since + (until - since) * share)
     )
     return since + (until - since) * (moment - first) / (last - first)
 

@@ -34,9 +34,14 @@ export function chart(section, spec) {
   state.empty.hidden = !empty;
   state.empty.textContent = spec.none;
   state.canvas.hidden = empty;
+  state.table.hidden = empty;
+  if (state.legend) state.legend.hidden = empty;
   state.canvas.setAttribute("aria-label", `${spec.title}. ${spec.summary}`);
   fill(state.table, el("summary", {}, "As a table"), table(spec.title, [spec.xName, ...readable(spec).map(({ name }) => name)], rows(spec)));
-  if (empty) return;
+  if (empty) {
+    state.readout.textContent = "";
+    return;
+  }
   state.plot ??= plotOf(state);
   const at = state.plot.cursor.idx;
   state.plot.setData([spec.x, ...spec.series.map(({ values }) => values)]);
@@ -61,10 +66,10 @@ function build(section, spec, kind) {
   state.canvas = el("div", { class: "canvas", role: "img", tabindex: "0", onkeydown: (event) => walk(state, event) });
   state.empty = el("p", { class: "empty" });
   state.table = el("details", {});
-  const legend = spec.series.length > 1
+  state.legend = spec.series.length > 1
     ? el("ul", { class: "legend" }, readable(spec).map(({ name, colour: series, dashed }) => el("li", { class: dashed ? `${series} dashed` : series }, name)))
     : null;
-  section.replaceChildren(el("header", {}, el("h2", {}, spec.title), legend), el("div", { class: "plot" }, state.canvas, state.empty), state.readout, state.table);
+  section.replaceChildren(el("header", {}, el("h2", {}, spec.title), state.legend ?? ""), el("div", { class: "plot" }, state.canvas, state.empty), state.readout, state.table);
   const observer = new ResizeObserver(() => state.plot?.setSize({ width: widthOf(state), height: HEIGHT }));
   observer.observe(state.canvas);
   state.stop = () => {
@@ -82,7 +87,7 @@ function plotOf(state) {
   return new uPlot({
     width: widthOf(state),
     height: HEIGHT,
-    padding: [8, 6, 0, 0],
+    padding: [8, 20, 0, 0],
     legend: { show: false },
     scales: {
       x: { time: false, range: () => [state.spec.from, state.spec.to] },
@@ -116,7 +121,7 @@ function seriesOf({ colour: name, dashed, bars, marks }) {
 function levels(self, index, first, last) {
   const [x, y] = [self.data[0], self.data[index]];
   const between = x.length > 1 ? self.valToPos(x[1], "x", true) - self.valToPos(x[0], "x", true) : self.bbox.width;
-  const half = Math.min(0.41 * between, 24 * devicePixelRatio);
+  const half = Math.max(3 * devicePixelRatio, Math.min(0.41 * between, 24 * devicePixelRatio));
   const stroke = new Path2D();
   for (let i = first; i <= last; i += 1) {
     if (!y[i]) continue;
@@ -128,8 +133,8 @@ function levels(self, index, first, last) {
 }
 
 /** Points with nothing on either side would be a line without length, so they are drawn as points. */
-function alone(self, index, shown, gaps) {
-  if (shown || !gaps?.length) return shown ? null : [];
+function alone(self, index, shown) {
+  if (shown) return null;
   const values = self.data[index];
   return values.flatMap((value, i) => (value != null && values[i - 1] == null && values[i + 1] == null ? [i] : []));
 }

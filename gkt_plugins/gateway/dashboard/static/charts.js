@@ -88,7 +88,7 @@ function drawGuidance({ bins, requests, median, mean, longest }) {
   chart(byId("chart-guidance"), {
     title: "Length of the guidance",
     x: bins.map(({ from, to }) => (from - 1 + to) / 2),
-    from: 0, to: Math.max(1, bins.length) * width,
+    from: 0, to: (bins.length + 1) * width,
     steps: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000],
     series: [{ name: "Requests", values: bins.map((bin) => bin.requests), colour: "accent", bars: true }],
     xName: "tokens",

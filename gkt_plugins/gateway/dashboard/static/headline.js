@@ -35,7 +35,7 @@ function savedBlock(comparison) {
 
 function spentBlock({ currency, amount: text }, money) {
   return el("div", { class: "block" },
-    el("p", { class: "label" }, "Spent"),
+    el("p", { class: "label" }, money.unknown_calls ? "Spent, as far as it is known" : "Spent"),
     el("p", { class: "saved" }, big(currency, text)),
     el("p", { class: "soft" }, whyNotCompared(money)));
 }
@@ -44,7 +44,9 @@ function emptyBlock(money, requests) {
   const nothing = money.calls === 0 && requests.total === 0;
   return el("div", { class: "block" },
     el("p", { class: "label" }, nothing ? "Nothing has been asked in this time" : "Spent"),
-    el("p", { class: "saved" }, el("span", { class: "amount none" }, nothing ? "No requests" : money.calls ? "Unknown" : "Nothing")));
+    el("p", { class: "saved" }, el("span", { class: "amount none" }, nothing ? "No requests" : money.calls ? "Unknown" : "Nothing")),
+    nothing ? el("p", { class: "soft" }, "A client of the OpenAI API comes through here with base_url ", el("code", {}, `${location.origin}/v1`),
+      " and the model ", el("code", {}, "gkt/default"), ".") : null);
 }
 
 const big = (currency, text) =>
@@ -62,7 +64,8 @@ function notes(money, requests) {
       Object.entries(by_role).flatMap(([role, part], index) => [index ? ", " : "", `${role} `, exact(currency, part)]), ")."));
   if (money.unknown_calls) {
     const models = money.unknown.map(({ model, why, calls }) => `${model || "(no name)"}: ${why} (${count(calls)})`);
-    lines.push(el("p", {}, el("strong", {}, `Not in these sums: ${plural(money.unknown_calls, "call")} of unknown cost. `), `${models.join(", ")}.`));
+    lines.push(el("p", {}, el("strong", {}, `Not in these sums: ${plural(money.unknown_calls, "call")} of unknown cost. `), `${models.join(", ")}.`,
+      money.unknown.some(({ why }) => why === "price unknown") ? [" Prices are given as ", el("code", {}, "[prices.MODEL]"), "."] : null));
   }
   if (money.open_calls) lines.push(el("p", {}, `${plural(money.open_calls, "call")} under way.`));
   if (money.estimated_calls) lines.push(el("p", {}, `The tokens of ${plural(money.estimated_calls, "call")} are estimated: their engine did not report them.`));
@@ -81,7 +84,7 @@ export function drawNumbers({ requests, guidance, latency, acceptance }) {
   const missed = requests.total - requests.ok;
   const cell = (name, value, note) => el("div", {}, el("dt", {}, name), el("dd", {}, value), el("dd", {}, note));
   const absent = () => el("span", { class: "none" }, "–");
-  const timed = (part) => (part.requests ? [duration(part.p50), `p95 ${duration(part.p95)}`] : [absent(), "median"]);
+  const timed = (part) => (part.requests ? [duration(part.p50), `median, p95 ${duration(part.p95)}`] : [absent(), "median"]);
   const cells = [
     cell("Requests", count(requests.total), requests.total ? `${share(requests.streamed / requests.total)} streamed` : "none in this time"),
     cell("Guided", requests.ok ? share(requests.share_guided) : absent(), `of ${count(requests.ok)} answered`),

@@ -49,6 +49,7 @@ function draw(figures) {
   byId("content").hidden = false;
   byId("forget").hidden = key.get() === null;
   offer(figures.pipelines);
+  byId("more").hidden = !figures.requests.total && !figures.money.calls;
   drawMoney(figures.money, figures.requests);
   drawNumbers(figures);
   drawCharts(figures);

@@ -12,6 +12,13 @@ const PARTS = [
   ["overhead", "of it own overhead"],
 ];
 
+const ROUTES = {
+  guided: "Answered by both: guided",
+  teacher: "Answered by the teacher alone",
+  student: "Answered by the student alone",
+  forwarded: "Forwarded to the student",
+};
+
 const heading = (id, text) => el("h2", { id: `${id}-title` }, text);
 
 export function drawLatency(latency) {
@@ -37,14 +44,14 @@ function split(mean) {
 
 export function drawFallbacks(requests, acceptance, guidance) {
   const of = (part, whole) => [count(part), whole ? share(part / whole) : "–"];
-  const rows = [
-    { cells: ["Degraded answers", ...of(requests.degraded, requests.total)] },
+  const rows = Object.entries(requests.routes).map(([route, n]) => ({ cells: [ROUTES[route] ?? `Route: ${route}`, ...of(n, requests.ok)] }));
+  rows.push(
+    { cells: ["Guidance from the cache", ...of(requests.cached, guidance.requests)] },
+    { cells: ["Degraded", ...of(requests.degraded, requests.total)] },
     { cells: ["Tried again", ...of(requests.retried, requests.total)] },
     { cells: ["Refused", ...of(requests.refused, requests.total)] },
     { cells: ["Cancelled by the client", ...of(requests.cancelled, requests.total)] },
-    { cells: ["Guidance from the cache", ...of(requests.cached, guidance.requests)] },
-  ];
-  for (const [route, n] of Object.entries(requests.routes)) rows.push({ cells: [`Answered by way of: ${route}`, ...of(n, requests.ok)] });
+  );
   if (acceptance.drafted) rows.push({ cells: ["Drafted tokens accepted", ...of(acceptance.accepted, acceptance.drafted)] });
   fill(byId("fallbacks"), heading("fallbacks", "Routes and fallbacks"),
     table("Routes and fallbacks", ["", "number", "share"], rows, { hideCaption: true }));
@@ -66,14 +73,15 @@ export function drawPipelines(rows, chosen) {
   const saved = (alone) => Object.fromEntries(Object.entries(alone).map(([currency, sums]) => [currency, sums.saved]));
   const money = (row) => el("span", {}, amounts(row.spent), row.unknown_calls ? el("span", { class: "soft" }, ` + ${count(row.unknown_calls)} unknown`) : null);
   fill(byId("pipelines"), heading("pipelines", "Pipelines"),
-    rows.length ? table("Pipelines in this time", ["", "requests", "not answered", "guided", "p50", "p95", "spent", "saved (estimate)"],
+    rows.length ? table("Pipelines in this time", ["", "spent", "saved (estimate)", "requests", "guided", "p50", "p95", "not answered"],
       rows.map((row) => ({
         className: row.pipeline === chosen ? "total" : null,
         cells: [
           el("button", { class: "link", type: "button", onclick: () => choosePipeline(row.pipeline) }, row.pipeline || "(none)"),
-          count(row.requests), count(row.not_answered), row.share_guided === null ? "–" : share(row.share_guided),
-          row.total_p50_s === null ? "–" : duration(row.total_p50_s), row.total_p95_s === null ? "–" : duration(row.total_p95_s),
           money(row), el("span", {}, amounts(saved(row.teacher_alone))),
+          count(row.requests), row.share_guided === null ? "–" : share(row.share_guided),
+          row.total_p50_s === null ? "–" : duration(row.total_p50_s), row.total_p95_s === null ? "–" : duration(row.total_p95_s),
+          count(row.not_answered),
         ],
       })), { hideCaption: true }) : el("p", { class: "soft" }, "The configuration has none."));
 }
