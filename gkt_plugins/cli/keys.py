@@ -62,7 +62,7 @@ def new(
         lines.append(f"budget_per_day = {_quoted(budget_per_day)}")
     section = "\n".join(lines) + "\n"
     if config is None:
-        _check(section)
+        _check([line for line in lines if not line.startswith("pipelines")])
         typer.echo(f"Add these lines to gkt.toml, and restart the gateway:\n\n{section}", err=True)
     else:
         _add(section, name, config)
@@ -82,24 +82,23 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)  # a JSON string is a TOML basic string
 
 
-def _check(section: str) -> None:
+def _check(lines: list[str]) -> None:
     """:raises ConfigError: what was asked for is not allowed, whatever else the configuration has."""
     from gkt_plugins.config import load_config
 
-    load_config(text=section)
+    load_config(text="\n".join(lines))
 
 
 def _add(section: str, name: str, config: Path) -> None:
     """Append ``section`` to the file, if the whole is a configuration that can be used."""
     from gkt_plugins.config import load_config
-    from gkt_plugins.gateway.access import Access
 
     if name in load_config(config).gateway.keys:
         raise ConfigError(f"{config} has a key {name!r} already; remove its section, or choose another name")
     text = config.read_text(encoding="utf-8")
     gap = "" if text.endswith("\n\n") else "\n" if text.endswith("\n") else "\n\n"
     whole = f"{text}{gap}{section}"
-    Access.from_config(load_config(text=whole))
+    load_config(text=whole)
     try:
         with config.open("a", encoding="utf-8") as out:
             out.write(gap + section)

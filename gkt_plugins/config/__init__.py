@@ -22,6 +22,7 @@ from gkt_plugins.config.sections import (
     EngineSection,
     GatewaySection,
     GuidanceSection,
+    KeySection,
     LedgerSection,
     PipelineSection,
     PriceSection,
@@ -175,6 +176,8 @@ class _Checker:
                 self._table(data[name], (name,))
         for name, section in _WITH_DEFAULTS.items():
             sections[name] = self._validated(section, self._table(data.get(name, {}), (name,)), (name,))
+        if isinstance(sections["gateway"], GatewaySection):
+            self._keys(sections["gateway"].keys, list(sections["pipelines"]))
         return sections
 
     def _absent_or_written(self, name: str, table: Mapping[str, Any]) -> Section | None:
@@ -257,6 +260,18 @@ class _Checker:
             guidance = GuidanceSection(length_options=Options(), cut_options=Options())
         below = [f"guidance.{key}" for key in as_written(guidance)]  # what may have been written one level too high
         return self._validated(PipelineSection, dict(table) | {"guidance": guidance}, path, below)
+
+    def _keys(self, keys: Mapping[str, KeySection], pipelines: Sequence[str]) -> None:
+        holders: dict[str, str] = {}
+        for name, key in keys.items():
+            at = ("gateway", "keys", name)
+            for pipeline in set(key.pipelines or ()) - set(pipelines):
+                message = f"must name pipelines, got {pipeline!r}"
+                self._add(Problem((*at, "pipelines"), message, suggestion(pipeline, pipelines)))
+            holder = holders.setdefault(key.sha256, name)
+            if holder != name:
+                message = f"is the same key as gateway.keys.{holder}, so nobody could tell them apart"
+                self._add(Problem((*at, "sha256"), message, f"make another with: gkt keys new {name}"))
 
     def _speculation(self, table: Mapping[str, Any]) -> SpeculationSection | None:
         section = self._choosing(SpeculationSection, table, ("speculation",))

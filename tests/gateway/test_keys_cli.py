@@ -71,7 +71,7 @@ def test_a_second_key_of_the_same_name_is_refused_and_the_file_left_alone(tmp_pa
         (["x" * 65], "1 to 64"),
         (["a", "--budget-per-day", "-1"], "budget_per_day"),
         (["a", "--budget-per-day", "0.5e3"], "decimal string"),
-        (["a", "--pipeline", "other"], "those that exist: default"),
+        (["a", "--pipeline", "other"], "got 'other'"),
     ],
 )
 def test_what_is_not_allowed_is_said_and_changes_nothing(tmp_path, arguments, said):
