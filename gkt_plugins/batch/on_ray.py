@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import pickle
+import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["LINES_PER_BLOCK", "STORE_BYTES", "run_on_ray"]
 
 LINES_PER_BLOCK = 16
-"""What a worker takes at a time, and what a killed run may have to pay for twice, once or twice per worker."""
+"""What a worker takes at a time."""
 
 STORE_BYTES = 100 * 1024 * 1024
 """Of a cluster that is started here: lines and answers are text, and small."""
@@ -73,7 +74,6 @@ def run_on_ray(workers: int) -> Doing:
 
 def _start(ray: Any, workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs what it raises, page by page
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if "RAY_ADDRESS" not in os.environ:
@@ -103,6 +103,7 @@ class _Plan:
 def _dataset(ray: Any, rows: list[dict[str, Any]], plan: _Plan, workers: int) -> Iterator[Mapping[str, Any]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.target_max_block_size = 1  # so that a row comes here when it is there, and not with thousands of others
     context.execution_options.preserve_order = False
     blocks = -(-len(rows) // LINES_PER_BLOCK)
     answered = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
@@ -110,9 +111,13 @@ def _dataset(ray: Any, rows: list[dict[str, Any]], plan: _Plan, workers: int) ->
         fn_constructor_args=(plan,),
         batch_size=LINES_PER_BLOCK,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=_BLOCKS_PER_WORKER),
+        compute=ray.data.ActorPoolStrategy(
+            size=workers,
+            max_tasks_in_flight_per_actor=_BLOCKS_PER_WORKER,
+            max_concurrent_calls_per_actor=_BLOCKS_PER_WORKER,
+            enable_true_multi_threading=True,
+        ),
         num_cpus=1,
-        max_concurrency=_BLOCKS_PER_WORKER,
     )
     return iter(answered.iter_rows())
 
@@ -139,24 +144,29 @@ class Worker:
         except GktError as exc:
             self._failed = exc  # Ray would start the worker again and again
 
-    def __call__(self, block: Mapping[str, Any]) -> dict[str, list[bytes]]:
-        """One row per line."""
+    def __call__(self, block: Mapping[str, Any]) -> Iterator[dict[str, list[bytes]]]:
+        """One row per line, as it is done with."""
         if self._failed is not None:
-            return {"outcome": [pickle.dumps(self._failed)]}
+            yield {"outcome": [pickle.dumps(self._failed)]}
+            return
         lines = [
             read_line(int(number), bytes(source), self._samplings, pipeline=self._plan.pipeline)
             for number, source in zip(block["number"], block["source"], strict=True)
         ]
-        return {"outcome": self._wait(self._answer(lines))}
+        found: queue.SimpleQueue[Outcome | GktError | None] = queue.SimpleQueue()
+        answering = asyncio.run_coroutine_threadsafe(self._answer(lines, found), self._loop)
+        answering.add_done_callback(lambda _: found.put(None))
+        while (outcome := found.get()) is not None:
+            yield {"outcome": [pickle.dumps(outcome)]}
+        answering.result()
 
-    async def _answer(self, lines: list[BatchLine]) -> list[bytes]:
-        outcomes: list[Outcome | GktError] = []
+    async def _answer(self, lines: list[BatchLine], found: queue.SimpleQueue[Outcome | GktError | None]) -> None:
         try:
-            async with aclosing(self._runner.run(lambda: lines)) as found:
-                outcomes.extend([outcome async for outcome in found])
+            async with aclosing(self._runner.run(lambda: lines)) as outcomes:
+                async for outcome in outcomes:
+                    found.put(outcome)
         except GktError as exc:
-            outcomes.append(exc)
-        return [pickle.dumps(outcome) for outcome in outcomes]
+            found.put(exc)
 
     def _wait(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
