@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from hashlib import sha256
 
 import pytest
 
 from gkt_plugins.cli.keys import new_key
+from gkt_plugins.testing.gateway_process import GatewayProcess
 
 TEAM, BOSS = new_key(), new_key()
 GUIDED = """
@@ -28,6 +31,15 @@ output_per_million = "1000000"
 [prices.edge-model]
 input_per_million = "1000000"
 output_per_million = "1000000"
+"""
+
+OPEN = """
+[engines.edge]
+adapter = "openai"
+base_url = "http://127.0.0.1:9/v1"
+model = "small"
+[pipelines.default]
+student = "edge"
 """
 
 
@@ -175,3 +187,21 @@ async def test_no_key_is_ever_in_the_ledger_or_the_answers(gateway, tmp_path):
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("gkt.db*") if path.is_file())
     for key in (TEAM, digest(TEAM)):
         assert key.encode() not in kept + reply.body + bad.body + str(reply.headers).encode()
+
+
+@pytest.mark.parametrize("arguments", [["--host", "0.0.0.0"], ["--host", "::"], ["--set", 'gateway.host="0.0.0.0"']])
+def test_without_keys_the_gateway_does_not_start_beyond_loopback(tmp_path, arguments):
+    (tmp_path / "gkt.toml").write_text(OPEN)
+    command = [sys.executable, "-m", "gkt_plugins.cli", "serve", "--port", "0", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "gateway.host must be loopback" in done.stderr
+    assert "gkt keys new NAME" in done.stderr
+    assert not (tmp_path / "gkt.db").exists()
+
+
+def test_with_keys_the_gateway_starts_beyond_loopback(tmp_path):
+    with GatewayProcess(OPEN + KEYS, tmp_path, arguments=("--host", "0.0.0.0")) as gateway:
+        gateway.url = gateway.url.replace("0.0.0.0", "127.0.0.1")
+        assert gateway.get("/v1/models").status == 401
+        assert gateway.get("/v1/models", headers=bearer(BOSS)).status == 200
