@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -88,6 +89,8 @@ def _run(app: Starlette, listener: socket.socket, started: Callable[[], None]) -
         async with app.router.lifespan_context(app):
             await server.serve(sockets=[listener])
             if left := list(server.server_state.tasks):
+                for task in left if server.force_exit else ():
+                    task.cancel()
                 await asyncio.wait(left, timeout=_LAST_WORDS_S)
 
     with asyncio.Runner(loop_factory=settings.get_loop_factory()) as runner:
@@ -104,6 +107,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what is here now stays, so that no collection between two tokens has to look at it
         self._told()
 
     @contextlib.contextmanager
