@@ -266,7 +266,7 @@ def test_a_broken_plugin_is_named_and_left_out_and_the_others_work(kind, caplog)
         plugins = plugins_from(names={"broken": broken, "sound": Engines(ONE_ENGINE)}, strict=False)
     infos = {info.name: info for info in plugins.infos}
     assert (infos["broken"].status, infos["sound"].status) == ("failed", "loaded")
-    assert set(plugins.engines()) == {"one", "openai", "tgi", "transformers"}
+    assert set(plugins.engines()) == {"one", "openai", "tgi", "transformers", "vllm"}
     assert plugins.engines().provider("transformers").distribution == "gkt-plugins"
     assert re.search(reason, infos["broken"].reason)
     (message,) = [record.getMessage() for record in caplog.records]
@@ -297,7 +297,7 @@ def test_off_keeps_what_ships_and_nothing_else():
     shipping = dict.fromkeys(("core", "llamacpp", "openai", "sglang", "tgi", "transformers", "vllm"), "loaded")
     assert {info.name: info.status for info in plugins.infos} == shipping | {"Engines": "blocked"}
     assert plugins.infos[-1].reason == "GKT_PLUGINS=off"
-    assert set(plugins.engines()) == {"openai", "tgi", "transformers"}
+    assert set(plugins.engines()) == {"openai", "tgi", "transformers", "vllm"}
 
 
 @pytest.mark.parametrize("written", ["Engines", " engines ,", "other,ENGINES"])

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gkt_plugins.accounting.accountant import Accountant
 from gkt_plugins.accounting.budgets import Budget, utc_day
@@ -67,13 +67,24 @@ class Opened:
 class GatewayState:
     """Everything that requests share. What needs an event loop is there inside :meth:`running`."""
 
-    def __init__(self, config: Config, plugins: Plugins, env: Mapping[str, str]) -> None:
-        """:raises ConfigError: the configuration has no pipeline, or its keys cannot be used."""
+    def __init__(
+        self,
+        config: Config,
+        plugins: Plugins,
+        env: Mapping[str, str],
+        *,
+        resources: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``resources``: what the host lends to engines, see :class:`~gkt_plugins.contracts.BuildContext`.
+
+        :raises ConfigError: the configuration has no pipeline, or its keys cannot be used.
+        """
         if not config.pipelines:
             raise ConfigError("a gateway serves pipelines, and the configuration has none; add [pipelines.default]")
         self.config = config
         self.plugins = plugins
         self.env = env
+        self._resources = resources or {}
         self.access = Access.from_config(config)
         self.limits = RateLimits(config.gateway.requests_per_minute, self.access.clients)
         self.metrics = Metrics()
@@ -104,7 +115,7 @@ class GatewayState:
         self.tracing = open_tracing(self.config.gateway.tracing, self.env)
         stack.push_async_callback(asyncio.to_thread, self.tracing.close)
         sections = self.config.pipelines
-        opened = await open_pipelines(sections, self.config, self.plugins, self.env, stack)
+        opened = await open_pipelines(sections, self.config, self.plugins, self.env, stack, resources=self._resources)
         parts = {name: self._traced(own) for name, own in opened.items()}
         any_parts = next(iter(parts.values()))  # the pipelines share their ledger and their circuits
         self.metrics.watch_breakers(lambda: any_parts.attempts.circuits)

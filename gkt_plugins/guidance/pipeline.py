@@ -16,7 +16,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gkt_plugins.contracts import BuildContext, Engine, Message, Options, Prompt, Sampling
 from gkt_plugins.errors import ConfigError
@@ -161,15 +161,19 @@ async def open_pipelines(
     plugins: Plugins,
     env: Mapping[str, str],
     stack: AsyncExitStack,
+    *,
+    resources: Mapping[str, Any] | None = None,
 ) -> dict[str, Parts]:
     """The parts of several pipelines. An engine that two of them name is built once; one ledger and one guidance cache
     serve all, and what is learnt of a failing engine.
 
     ``stack`` closes what was opened; it must be left also when this raises what an engine or the ledger raised.
+    ``resources``: what the host lends to engines.
     """
     from gkt_plugins.accounting.accountant import open_accountant  # loads the database library
 
-    context = BuildContext(base_dir=config.base_dir, env=env, resources={"config": config, "plugins": plugins})
+    lent = {**(resources or {}), "config": config, "plugins": plugins}
+    context = BuildContext(base_dir=config.base_dir, env=env, resources=lent)
     sections = {name: config.pipelines[name] for name in names}
     engines: dict[str, Engine] = {}
     for engine in [engine for section in sections.values() for engine in (section.teacher, section.student)]:
