@@ -55,7 +55,7 @@ def guide(
 
     Exit code 0: all guidance that can be kept is; 1: some is missing, and stderr says why; 2: all of it is.
     """
-    from gkt_plugins.accounting.accountant import price_sources
+    from gkt_plugins.accounting.counterfactual import TeacherAlone
     from gkt_plugins.accounting.report import build_report
     from gkt_plugins.batch.ahead import AheadJob
     from gkt_plugins.config import load_config
@@ -65,7 +65,8 @@ def guide(
     loaded = load_config(config, overrides=overrides or [], plugins=plugins)
     tally = Tally()
     asyncio.run(_fill(AheadJob(loaded, requests, pipeline, concurrency), plugins, tally))
-    report = build_report(tally.records, ["model"], prices=price_sources(loaded, plugins))
+    report = build_report(tally.records, ["model"])
+    report.teacher_alone = TeacherAlone(None, {})  # there are no answers yet that could be compared
     if as_json:
         typer.echo(json.dumps(tally.as_json() | {"usage": report.as_json()}, ensure_ascii=False, indent=2))
     else:
