@@ -111,6 +111,8 @@ def _show(report: DistillReport, *, as_json: bool) -> None:
     console.print(table)
     rate = report.tokens / report.seconds if report.seconds else 0.0
     console.print(f"{report.steps} steps, {report.tokens} answer tokens, {rate:.0f} per second")
+    for note in report.notes:
+        console.print(note)
     if report.best_step == 0:
         console.print("No step was better than the draft was before: the draft is written as it was.")
     typer.echo(f"wrote {report.output}")

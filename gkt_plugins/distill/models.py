@@ -67,7 +67,7 @@ class ModelPair:
     """What a distillation works with."""
 
     target: Any
-    """Frozen, in evaluation mode."""
+    """Frozen, in evaluation mode; None where it is behind an endpoint."""
     draft: Any
     """Float32, without dropout; see :attr:`draft_dtype`."""
     tokenizer: Any
@@ -90,22 +90,24 @@ def load_pair(options: DistillOptions) -> ModelPair:
     target_source, draft_source = options.located(models.target), options.located(models.draft)
     remote = models.trust_remote_code
     dtype = "auto" if models.dtype == "auto" else getattr(torch, models.dtype)
-    target = load_causal_model(
-        target_source, key="models.target", extra="distill", dtype=dtype, trust_remote_code=remote
-    )
+    target = None
+    if options.endpoint is None:
+        target = load_causal_model(
+            target_source, key="models.target", extra="distill", dtype=dtype, trust_remote_code=remote
+        )
+        target.eval().requires_grad_(False)
     tokenizer = load_tokenizer(target_source, extra="distill", trust_remote_code=remote)
     if tokenizer is None:
         raise ConfigError(f"models.target: {target_source!r} has no tokenizer that can be loaded; save one beside it")
     draft, draft_dtype = load_draft(draft_source, trust_remote_code=remote)
     draft_tokenizer = load_tokenizer(draft_source, extra="distill", trust_remote_code=remote)
     check_vocabularies(
-        _vocab_size(target),
+        _vocab_size(draft) if target is None else _vocab_size(target),
         _vocab_size(draft),
         tokenizer.get_vocab() if draft_tokenizer is not None else None,
         draft_tokenizer.get_vocab() if draft_tokenizer is not None else None,
     )
-    target.eval().requires_grad_(False)
-    eos_ids = end_ids(target, tokenizer)
+    eos_ids = end_ids(draft if target is None else target, tokenizer)
     pad = tokenizer.pad_token_id
     pad_id = pad if pad is not None else eos_ids[0] if eos_ids else 0
     return ModelPair(target, draft, tokenizer, eos_ids, pad_id, draft_dtype, draft_source, target_source)

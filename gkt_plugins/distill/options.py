@@ -18,6 +18,7 @@ from gkt_plugins.errors import ConfigError
 __all__ = [
     "DataSection",
     "DistillOptions",
+    "EndpointSection",
     "EvaluationSection",
     "LoraSection",
     "LossSection",
@@ -36,7 +37,8 @@ class ModelsSection(Section):
     """``[models]``: who is imitated, and who learns."""
 
     target: str
-    """Folder that ``save_pretrained`` wrote, relative to this file, or a hub id. It stays as it is."""
+    """Folder that ``save_pretrained`` wrote, relative to this file, or a hub id. It stays as it is. With ``[endpoint]``
+    only its tokenizer is read; where that is not public, name the draft again."""
     draft: str
     """The draft to start from, likewise; with the target's vocabulary. It is never written to."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -82,6 +84,19 @@ class DataSection(Section):
         if self.scorer is not None and not uses:
             raise ValueError("has a scorer, which only the policy correct_only uses; remove it, or choose that policy")
         return self
+
+
+class EndpointSection(Section):
+    """``[endpoint]``: imitate a model behind an endpoint, which cannot be loaded; absent, ``models.target`` is."""
+
+    engine: str
+    """Name of an engine of ``config`` that speaks the OpenAI API."""
+    config: str = "gkt.toml"
+    """The configuration with ``[engines]``, ``[prices]`` and ``[ledger]``, relative to this file."""
+    logprobs: NonNegativeInt = 20
+    """Likeliest tokens whose probabilities are asked for at each token; 0 learns from the text alone, as SeqKD."""
+    concurrency: PositiveInt = 16
+    """Answers asked for at once."""
 
 
 class LossSection(Section):
@@ -178,10 +193,26 @@ class DistillOptions(Section):
     loss: LossSection = LossSection()
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()
+    endpoint: EndpointSection | None = None
     output: str
     """Folder to write: the draft with its tokenizer and ``provenance.json``, ``checkpoints/`` and ``runs/``."""
     base_dir: Annotated[Path, Field(exclude=True)] = Path()
     """Folder of the file: relative paths start here."""
+
+    @model_validator(mode="after")
+    def _endpoints_give_text_and_a_few_probabilities(self) -> DistillOptions:
+        if self.endpoint is None:
+            return self
+        for key, value, needed in (
+            ("data.policy", self.data.policy, "target"),
+            ("loss.divergence", self.loss.divergence, "forward_kl"),
+            ("loss.keep", self.loss.keep, 1.0),
+            ("loss.temperature", self.loss.temperature, 1.0),
+        ):
+            if value != needed:
+                raise ValueError(f"has an endpoint, which gives its own answers only, so {key} must be {needed!r}, "
+                                 f"got {value!r}")  # fmt: skip
+        return self
 
     @property
     def output_dir(self) -> Path:

@@ -51,3 +51,5 @@ class DistillReport:
     """Inside training, measurements and checkpoints included; of the last part of a resumed run."""
     skipped: int
     """Batches without a token to train on."""
+    notes: tuple[str, ...] = ()
+    """What the figures do not say by themselves, one sentence each."""

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from gkt_plugins.distill.acceptance import HeldOut, measure_acceptance, target_samples
 from gkt_plugins.distill.checkpoints import Checkpoints, publish
+from gkt_plugins.distill.imitated import Imitated
 from gkt_plugins.distill.loss import DraftWithLoss
 from gkt_plugins.distill.models import Halves, ModelPair, add_lora, load_draft, load_pair
 from gkt_plugins.distill.options import DistillOptions
@@ -62,19 +64,11 @@ def distill(
     _prepare_output(options, checkpoints, resume, first=arguments.process_index == 0)
     pair = load_pair(options)
     training, measured = _prompts(options, pair, prompts, held_out)
-    pair.target.to(arguments.device)
     pair.draft.to(arguments.device)
-    samples = target_samples(
-        pair.target,
-        measured,
-        temperature=options.evaluation.temperature,
-        max_new_tokens=options.data.max_new_tokens,
-        seed=options.train.seed,
-        eos_ids=pair.eos_ids,
-    )
-
-    measure = HeldOut(pair.target, samples, temperature=options.evaluation.temperature).acceptance
-    trainer = _trainer(options, pair, training, arguments, checkpoints, measure, observe, callbacks)
+    imitated = _behind_endpoint(options, pair, training, measured) if options.endpoint else _loaded(
+        options, pair, measured, arguments)  # fmt: skip
+    measure = imitated.measure
+    trainer = _trainer(options, pair, imitated, training, arguments, checkpoints, observe, callbacks)
     latest = checkpoints.latest() if resume else None
     begun = time.perf_counter()
     if latest is None:
@@ -83,26 +77,13 @@ def distill(
     else:
         trainer.resume(latest)
     seconds = time.perf_counter() - begun
-
-    def efficiency(draft: Any) -> Estimate:
-        return measure_acceptance(
-            pair.target,
-            draft,
-            measured,
-            temperature=options.evaluation.temperature,
-            gammas=[options.evaluation.gamma],
-            max_new_tokens=options.data.max_new_tokens,
-            seed=options.train.seed,
-            eos_ids=pair.eos_ids,
-            samples=samples,
-        ).block_efficiency(options.evaluation.gamma)
-
-    draft, report = _best(options, pair, trainer, checkpoints, measure, efficiency, seconds)
+    draft, report = _best(options, pair, trainer, checkpoints, measure, imitated.efficiency, seconds)
+    report = replace(report, notes=imitated.notes())
     if arguments.process_index == 0:
         record = provenance(
             options,
             command=command,
-            target=pair.target_source,
+            target=imitated.source,
             draft=pair.draft_source,
             training=training,
             held_out=measured,
@@ -129,25 +110,73 @@ def _refuse_sharding() -> None:
         )
 
 
+def _loaded(
+    options: DistillOptions, pair: ModelPair, measured: Sequence[PromptItem], arguments: TrainingArguments
+) -> Imitated:
+    """A target that is loaded: whole distributions, and a decode loop to count in."""
+    pair.target.to(arguments.device)
+    samples = target_samples(
+        pair.target,
+        measured,
+        temperature=options.evaluation.temperature,
+        max_new_tokens=options.data.max_new_tokens,
+        seed=options.train.seed,
+        eos_ids=pair.eos_ids,
+    )
+    target = Halves(pair.target)
+
+    def module(draft: Any) -> DraftWithLoss:
+        reference = None
+        if options.loss.reference is not None:
+            model, _ = load_draft(options.located(options.loss.reference))
+            reference = Halves(model.to(arguments.device).requires_grad_(False))
+        return DraftWithLoss(draft, target, reference, options.loss)
+
+    def efficiency(draft: Any) -> Estimate:
+        return measure_acceptance(
+            pair.target,
+            draft,
+            measured,
+            temperature=options.evaluation.temperature,
+            gammas=[options.evaluation.gamma],
+            max_new_tokens=options.data.max_new_tokens,
+            seed=options.train.seed,
+            eos_ids=pair.eos_ids,
+            samples=samples,
+        ).block_efficiency(options.evaluation.gamma)
+
+    return Imitated(
+        source=pair.target_source,
+        module=module,
+        policy=lambda draft: _policy(options, pair, draft),
+        states=TargetStates(pair.target, target, pair.pad_id).states,
+        measure=HeldOut(pair.target, samples, temperature=options.evaluation.temperature).acceptance,
+        efficiency=efficiency,
+    )
+
+
+def _behind_endpoint(
+    options: DistillOptions, pair: ModelPair, training: Sequence[PromptItem], measured: Sequence[PromptItem]
+) -> Imitated:
+    from gkt_plugins.distill.endpoint_run import imitated_endpoint  # loads the configuration and its engines
+
+    return imitated_endpoint(options, pair, training, measured)
+
+
 def _trainer(
     options: DistillOptions,
     pair: ModelPair,
+    imitated: Imitated,
     prompts: Sequence[PromptItem],
     arguments: TrainingArguments,
     checkpoints: Checkpoints,
-    measure: Callable[[Any], Estimate],
     observe: Callable[[Progress], None] | None,
     callbacks: Sequence[TrainerCallback],
 ) -> DraftTrainer:
     draft = pair.draft if options.train.lora is None else add_lora(pair.draft, options.train.lora, options.train.seed)
-    target = Halves(pair.target)
-    reference = None
-    if options.loss.reference is not None:
-        model, _ = load_draft(options.located(options.loss.reference))
-        reference = Halves(model.to(arguments.device).requires_grad_(False))
     stream = SampleStream(
         prompts,
-        _policy(options, pair, draft),
+        imitated.policy(draft),
         batch_size=options.train.batch_size,
         steps_per_rollout=options.train.steps_per_rollout,
         seed=options.train.seed,
@@ -156,14 +185,14 @@ def _trainer(
     )
 
     trainer = DraftTrainer(
-        DraftWithLoss(draft, target, reference, options.loss),
+        imitated.module(draft),
         arguments,
         pair,
         options,
         stream,
         checkpoints,
-        target_states=TargetStates(pair.target, target, pair.pad_id).states,
-        measure=measure,
+        target_states=imitated.states,
+        measure=imitated.measure,
         callbacks=callbacks,
     )
     if observe is not None and arguments.process_index == 0:

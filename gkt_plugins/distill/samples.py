@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gkt_plugins.contracts import Message
 from gkt_plugins.errors import ConfigError
 
 __all__ = ["PromptItem", "Sample", "TrainingBatch", "collate", "fixed_key", "read_prompts"]
@@ -34,6 +35,8 @@ class PromptItem:
     """The kind of problem, for figures per kind."""
     reference: str = ""
     """What a scorer compares an answer with."""
+    messages: tuple[Message, ...] = ()
+    """The conversation, where ``text`` was made of one; what an endpoint is asked that has a template of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,8 @@ def _item(line: str, where: str, tokenizer: Any) -> PromptItem:
         if tokenizer.eos_token_id is None:
             raise ConfigError(f"{where} has an answer, and the tokenizer has no end-of-sequence token to close it with")
         answer = (*tokenizer(entry["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
-    return PromptItem(tuple(ids), text, answer, entry.get("family", ""), entry.get("reference", ""))
+    messages = tuple(Message(m["role"], str(m["content"])) for m in entry.get("messages", ()))
+    return PromptItem(tuple(ids), text, answer, entry.get("family", ""), entry.get("reference", ""), messages)
 
 
 def _prompt(entry: Mapping[str, Any], where: str, tokenizer: Any) -> tuple[str, Sequence[int]]:

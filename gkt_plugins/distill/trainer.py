@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from gkt_plugins.distill.checkpoints import WRITE_ERRORS, Checkpoints
+from gkt_plugins.distill.endpoint_loss import DraftWithScores
 from gkt_plugins.distill.loss import DraftWithLoss
 from gkt_plugins.distill.models import ModelPair
 from gkt_plugins.distill.options import DistillOptions
@@ -37,12 +38,13 @@ _CURVE_POINTS = 2000
 class DraftTrainer(Trainer):
     """Trains the draft of a pair. What a step does is a function of the seed and of the steps before it."""
 
-    def __init__(self, module: DraftWithLoss, arguments: TrainingArguments, pair: ModelPair, options: DistillOptions,
-                 stream: SampleStream, checkpoints: Checkpoints, *, target_states: Callable[[Part], Tensor],
-                 measure: Callable[[Any], Estimate], callbacks: Sequence[TrainerCallback] = ()) -> None:  # fmt: skip
+    def __init__(self, module: DraftWithLoss | DraftWithScores, arguments: TrainingArguments, pair: ModelPair,
+                 options: DistillOptions, stream: SampleStream, checkpoints: Checkpoints, *,
+                 target_states: Callable[[Part], Any], measure: Callable[[Any], Estimate],
+                 callbacks: Sequence[TrainerCallback] = ()) -> None:  # fmt: skip
         """
         :param arguments: from :func:`training_arguments`.
-        :param target_states: [n, hidden] of the target at a part's picked positions.
+        :param target_states: what ``module`` takes of the target at a part's picked positions.
         :param measure: acceptance of a draft.
         """
         self._pair = pair
@@ -233,8 +235,8 @@ class DraftTrainer(Trainer):
             self.state = reached
 
     @property
-    def _module(self) -> DraftWithLoss:
-        module: DraftWithLoss = self.accelerator.unwrap_model(self.model)
+    def _module(self) -> DraftWithLoss | DraftWithScores:
+        module: DraftWithLoss | DraftWithScores = self.accelerator.unwrap_model(self.model)
         return module
 
     def _load_callback_state(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 from gkt_plugins.config.sections import Section
 from gkt_plugins.distill.options import (
     DataSection,
+    EndpointSection,
     EvaluationSection,
     LoraSection,
     LossSection,
@@ -20,7 +21,7 @@ from gkt_plugins.distill.options import (
 )
 
 PAGE = (Path(__file__).parents[2] / "docs" / "distillation.md").read_text(encoding="utf-8")
-SECTIONS = (ModelsSection, DataSection, LossSection, TrainSection, LoraSection, EvaluationSection)
+SECTIONS = (ModelsSection, DataSection, LossSection, TrainSection, LoraSection, EvaluationSection, EndpointSection)
 
 
 def table(section: type[Section]) -> str:
