@@ -16,7 +16,7 @@ export function el(name, attributes, ...children) {
 
 /** A table that scrolls sideways where it must, and that the keyboard can scroll then. */
 export function table(caption, headings, rows, { hideCaption = false } = {}) {
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+  return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": caption },
     el("table", {},
       el("caption", { class: hideCaption ? "hidden" : null }, caption),
       el("thead", {}, el("tr", {}, headings.map((heading) => el("th", { scope: "col" }, heading)))),

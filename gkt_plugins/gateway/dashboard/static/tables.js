@@ -29,7 +29,7 @@ export function drawLatency(latency) {
   fill(byId("latency"),
     heading("latency", "Where the time goes"),
     latency.mean_s ? split(latency.mean_s) : null,
-    table("Latency of answered requests", ["", "p50", "p95", "p99", "requests"],
+    table("Latency of answered requests", ["of answered requests", "p50", "p95", "p99", "requests"],
       PARTS.map(([part, name]) => ({ cells: [name, ...times(part)], className: part === "total" ? "total" : null })), { hideCaption: true }));
 }
 
@@ -54,7 +54,7 @@ export function drawFallbacks(requests, acceptance, guidance) {
   );
   if (acceptance.drafted) rows.push({ cells: ["Drafted tokens accepted", ...of(acceptance.accepted, acceptance.drafted)] });
   fill(byId("fallbacks"), heading("fallbacks", "Routes and fallbacks"),
-    table("Routes and fallbacks", ["", "number", "share"], rows, { hideCaption: true }));
+    table("Routes and fallbacks", ["outcome", "requests", "share"], rows, { hideCaption: true }));
 }
 
 export function drawErrors(errors) {
@@ -73,7 +73,7 @@ export function drawPipelines(rows, chosen) {
   const saved = (alone) => Object.fromEntries(Object.entries(alone).map(([currency, sums]) => [currency, sums.saved]));
   const money = (row) => el("span", {}, amounts(row.spent), row.unknown_calls ? el("span", { class: "soft" }, ` + ${count(row.unknown_calls)} unknown`) : null);
   fill(byId("pipelines"), heading("pipelines", "Pipelines"),
-    rows.length ? table("Pipelines in this time", ["", "spent", "saved (estimate)", "requests", "guided", "p50", "p95", "not answered"],
+    rows.length ? table("Pipelines in this time", ["pipeline", "spent", "saved (estimate)", "requests", "guided", "p50", "p95", "not answered"],
       rows.map((row) => ({
         className: row.pipeline === chosen ? "total" : null,
         cells: [
