@@ -58,7 +58,7 @@ def document(gateway):
 
 
 made_up = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     database=None,
