@@ -37,7 +37,7 @@ async def finish(turn: Turn) -> None:
         code = await turn.fail(error)
         await turn.over("refused" if status < 500 else "error", code)
         return
-    await turn.over("ok")
+    await turn.over("error" if turn.failed_choice else "ok", turn.failed_choice)
 
 
 async def _answer(turn: Turn) -> None:

@@ -21,7 +21,7 @@ from gkt_plugins.guidance.answers import Answer
 from gkt_plugins.guidance.events import CallKey
 from gkt_plugins.guidance.exchange import Exchange
 from gkt_plugins.guidance.timings import Timings
-from gkt_plugins.openai_wire.errors import error_body
+from gkt_plugins.openai_wire.errors import error_body, error_code
 from gkt_plugins.openai_wire.provenance import Provenance, is_degraded, provenance, way_of
 from gkt_plugins.openai_wire.requests import Asked
 from gkt_plugins.openai_wire.streams import failure_event
@@ -53,7 +53,7 @@ async def send_error(send: Send, error: BaseException, headers: Mapping[str, str
     if not isinstance(error, GktError):
         _log.error("a request failed unexpectedly", exc_info=error)
     await send_json(send, status, body, own | dict(headers or {}))
-    return str(body["error"]["code"])
+    return error_code(error)
 
 
 class Turn:
@@ -84,6 +84,8 @@ class Turn:
         self.begun = False
         """The response's head is out."""
         self.first_text: float | None = None
+        self.failed_choice = ""
+        """Code of the error of a choice that failed beside others that did not."""
         self.span: RequestSpan = SILENT
 
     # ------------------------------------------------------------------------------------------------ out
@@ -122,7 +124,7 @@ class Turn:
         if not isinstance(error, GktError):
             _log.error("a request failed unexpectedly", exc_info=error)
         await self.write(failure_event(error), more=False)
-        return str(error_body(error)[1]["error"]["code"])
+        return error_code(error)
 
     # ------------------------------------------------------------------------------------------ afterwards
 

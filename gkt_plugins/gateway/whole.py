@@ -9,6 +9,7 @@ from gkt_plugins.errors import GktError
 from gkt_plugins.gateway.turns import Turn, send_json
 from gkt_plugins.guidance.exchange import Exchange, Parts
 from gkt_plugins.guidance.request import run_exchange
+from gkt_plugins.openai_wire.errors import error_code
 from gkt_plugins.openai_wire.replies import failure, reply
 
 __all__ = ["whole_answer"]
@@ -28,6 +29,7 @@ async def whole_answer(turn: Turn) -> None:
     answers = turn.answers()
     if error := failure(answers):
         raise error
+    turn.failed_choice = next((error_code(error) for answer in answers for error in answer.errors), "")
     told = turn.provenance(answers)
     body = reply(turn.asked, answers, told, created=turn.created)
     turn.begun = True

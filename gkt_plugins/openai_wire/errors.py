@@ -14,7 +14,7 @@ from typing import Any
 
 from gkt_plugins.errors import BackendError, EngineError, GktError
 
-__all__ = ["ApiError", "InvalidRequest", "error_body"]
+__all__ = ["ApiError", "InvalidRequest", "error_body", "error_code"]
 
 
 class ApiError(GktError):
@@ -73,6 +73,11 @@ def error_body(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str
             status, kind, code = 500, "server_error", "internal_error"
     message = str(error) if isinstance(error, GktError) else "the gateway failed; its log says why"
     return status, _body(message, kind, code, getattr(cause, "param", None)), headers
+
+
+def error_code(error: BaseException) -> str:
+    """The ``code`` of ``error``: for records and metrics, which never have its text."""
+    return error_body(error)[1]["error"]["code"] or "invalid_request"
 
 
 def _endpoint_error(error: BaseException) -> BaseException:

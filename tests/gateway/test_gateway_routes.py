@@ -166,6 +166,7 @@ async def test_one_failed_choice_beside_others_is_named_and_harms_none(gateway):
     body = (await running.chat(model="gkt/alone", n=2, seed=0)).json()
     assert [choice["finish_reason"] for choice in body["choices"]] == ["stop", None]
     assert [error["index"] for error in body["gkt"]["errors"]] == [1]
+    assert [(record.status, record.error) for record in await running.requests()] == [("error", "upstream_error")]
 
 
 async def test_an_unknown_model_is_answered_with_those_that_exist(gateway):
