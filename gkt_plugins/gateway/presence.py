@@ -34,6 +34,7 @@ class Presence:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._watcher.cancel()
+        del self._watcher  # its exception will hold its frame, which holds this: a ring for the collector to find
         if not self._gone:
             return
         left = self._task.uncancel()
