@@ -171,11 +171,14 @@ def test_recovery_marks_the_calls_of_the_dead_releases_their_budgets_and_leaves_
         "dead": "interrupted",
         "living": "open",
     }
+    budget = Budget("all", 1000)
+    assert asyncio.run(ledger.room([budget], DAY)) == 1000 - 60
     living.communicate("finish\n")
     assert {record.request_id: record.status for record in ledger.records()} == {
         "dead": "interrupted",
         "living": "final",
     }
+    assert asyncio.run(ledger.room([budget], DAY)) == 1000 - 7
     ledger.close()
 
 

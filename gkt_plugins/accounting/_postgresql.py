@@ -107,7 +107,9 @@ class PostgreSQLStore(Store):
             if wave == len(waves):
                 waves.append([])
             waves[wave].append(dict(zip(columns, row, strict=True)))
-        statement = f"INSERT INTO {table.name} SELECT * FROM json_populate_recordset(NULL::{table.name}, ?){conflict}"
+        names = ", ".join(columns)
+        read = f"SELECT {names} FROM json_populate_recordset(NULL::{table.name}, ?)"
+        statement = f"INSERT INTO {table.name} ({names}) {read}{conflict}"
         with self.transaction() if len(waves) > 1 else contextlib.nullcontext():
             return sum(self.execute(statement, (json.dumps(wave),)).rowcount for wave in waves)
 

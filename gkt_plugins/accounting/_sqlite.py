@@ -133,4 +133,4 @@ class SQLiteStore(Store):
 @functools.cache
 def _insert(table: Table, rows: int) -> str:
     row = f"({', '.join('?' * len(table.columns))})"
-    return f"INSERT INTO {table.name} VALUES {', '.join([row] * rows)}"
+    return f"INSERT INTO {table.name} ({', '.join(table.columns.keys())}) VALUES {', '.join([row] * rows)}"

@@ -193,7 +193,11 @@ class Store(ABC):
         """The totals, locked until the transaction ends; always in the same order, so that no two processes wait for
         each other."""
         totals: dict[Day, Total] = {}
-        self.execute_many("INSERT INTO budget_days VALUES (?, ?, ?, 0, 0) ON CONFLICT DO NOTHING", days)
+        self.execute_many(
+            "INSERT INTO budget_days (scope, currency, day, spent_nano, reserved_nano) VALUES (?, ?, ?, 0, 0) "
+            "ON CONFLICT DO NOTHING",
+            days,
+        )
         for day in days:
             [spent, reserved] = self.execute(
                 "SELECT spent_nano, reserved_nano FROM budget_days WHERE scope = ? AND currency = ? AND day = ?"
@@ -213,6 +217,7 @@ class Store(ABC):
                 f"DELETE FROM budget_reservations WHERE {self.among('reservation_id')}", (json.dumps(books.gone),)
             )
         self.execute_many(
-            "INSERT INTO budget_reservations VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO budget_reservations (reservation_id, scope, currency, day, amount_nano, writer) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
             [(name, *day, amount, self.writer) for name, held in books.made.items() for day, amount in held.items()],
         )

@@ -1,16 +1,18 @@
-"""Usage records as plain JSON, for whoever counts elsewhere. Unknown is null; money is an exact decimal string."""
+"""Calls and requests as plain JSON, for whoever counts elsewhere. Unknown is null; money is an exact decimal string."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import IO, Any
 
 from gkt_plugins.accounting.money import format_nano, nanoseconds
+from gkt_plugins.accounting.requests import RequestRecord
 from gkt_plugins.contracts import UsageRecord
 
-__all__ = ["as_json", "write_jsonl"]
+__all__ = ["as_json", "request_as_json", "write_jsonl"]
 
 
 def as_json(record: UsageRecord) -> dict[str, Any]:
@@ -40,10 +42,17 @@ def as_json(record: UsageRecord) -> dict[str, Any]:
     }
 
 
-def write_jsonl(records: Iterable[UsageRecord], out: IO[str]) -> int:
+def request_as_json(record: RequestRecord) -> dict[str, Any]:
+    """One request: the fields of the record, the start as an ISO time in UTC."""
+    started = datetime.fromtimestamp(record.started_at, UTC).isoformat(timespec="microseconds")
+    return asdict(record) | {"started_at": started}
+
+
+def write_jsonl(records: Iterable[UsageRecord | RequestRecord], out: IO[str]) -> int:
     """Write one line a record; returns how many."""
     lines = 0
     for record in records:
-        out.write(json.dumps(as_json(record), ensure_ascii=False) + "\n")
+        line = request_as_json(record) if isinstance(record, RequestRecord) else as_json(record)
+        out.write(json.dumps(line, ensure_ascii=False) + "\n")
         lines += 1
     return lines

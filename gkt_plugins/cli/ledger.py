@@ -104,14 +104,16 @@ def export(
     url: UrlOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    requests: Annotated[bool, typer.Option("--requests", help="Requests of clients instead of engine calls.")] = False,
     jsonl: Annotated[str, typer.Option("--jsonl", metavar="FILE", help="Where to write; - is the terminal.")] = "-",
 ) -> None:
-    """Write every record as one line of JSON; unknown is null."""
+    """Write every engine call, or every request, as one line of JSON; unknown is null."""
     from gkt_plugins.accounting.export import write_jsonl
-    from gkt_plugins.accounting.records import read_records
+    from gkt_plugins.accounting.records import read_records, read_requests
 
     place, _ = _ledger_and_prices(config, url)
-    records = read_records(place, since=_moment("--since", since), until=_moment("--until", until))
+    read = read_requests if requests else read_records
+    records = read(place, since=_moment("--since", since), until=_moment("--until", until))
     if jsonl == "-":
         write_jsonl(records, sys.stdout)
         return

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from gkt_plugins.accounting.accountant import open_accountant
 from gkt_plugins.accounting.ledger import Ledger
+from gkt_plugins.accounting.requests import RequestRecord
 from gkt_plugins.cli import app
 from gkt_plugins.config import load_config
 from gkt_plugins.contracts import Usage, UsageRecord
@@ -102,6 +103,18 @@ def test_the_export_is_one_line_of_json_a_record(config: Path, tmp_path: Path) -
     assert [line["price_source"] for line in lines] == ["shared", "config", None]
     gkt("export", "--config", config, "--jsonl", tmp_path / "out.jsonl")
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == lines
+
+
+def test_the_export_of_requests_is_one_line_of_json_a_request(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "gkt.db")
+    request = RequestRecord("r", "default", "anna", 1_795_305_600.25, "guided", "ok", total_s=1.5, guidance_tokens=40)
+    asyncio.run(ledger.request(request))
+    ledger.close()
+    [line] = gkt("export", "--requests", "--url", f"sqlite:///{tmp_path}/gkt.db").splitlines()
+    exported = json.loads(line)
+    assert exported["started_at"] == "2026-11-22T00:00:00.250000+00:00"
+    assert (exported["key"], exported["route"], exported["guidance_tokens"]) == ("anna", "guided", 40)
+    assert (exported["total_s"], exported["first_token_s"]) == (1.5, None)
 
 
 def test_recover_says_how_many_calls_it_marked(tmp_path: Path) -> None:

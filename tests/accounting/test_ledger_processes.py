@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import json
 import random
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gkt_plugins.accounting.budgets import Budget
 from gkt_plugins.accounting.ledger import Ledger
 
 HERE = Path(__file__).parent
@@ -65,7 +67,11 @@ def test_sigkill_during_a_batch_loses_no_finished_row_and_leaves_no_orphan_unmar
     assert not list(tmp_path.rglob("*.writer"))
 
 
-def test_recovery_marks_the_calls_of_the_dead_and_leaves_those_of_the_living(tmp_path: Path) -> None:
+def room(ledger: Ledger) -> int:
+    return asyncio.run(ledger.room([Budget("all", 1000)], "2026-11-22"))
+
+
+def test_recovery_marks_the_calls_of_the_dead_releases_their_budget_and_leaves_the_living_alone(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/gkt.db"
     with open_call(url, "living") as living, open_call(url, "dead") as dead:
         dead.kill()
@@ -73,9 +79,11 @@ def test_recovery_marks_the_calls_of_the_dead_and_leaves_those_of_the_living(tmp
         ledger = Ledger.open(url)
         assert ledger.recovered == 1
         assert statuses(ledger) == {"dead": "interrupted", "living": "open"}
+        assert room(ledger) == 1000 - 60
         living.communicate("finish\n")
         assert living.returncode == 0
     assert statuses(ledger) == {"dead": "interrupted", "living": "final"}
+    assert room(ledger) == 1000 - 7
     ledger.close()
 
 
