@@ -27,6 +27,8 @@ class HttpRequest:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
+    peer: int = 0
+    """The client's port."""
 
 
 class Wire:
@@ -75,9 +77,13 @@ class Wire:
 class HttpServer:
     """Serves on a free port of the loopback interface, on a thread and an event loop of its own."""
 
-    def __init__(self, answer: Callable[[HttpRequest, Wire], Awaitable[None]]) -> None:
-        """``answer``: writes the response; it is cancelled when the client closes the connection."""
+    def __init__(
+        self, answer: Callable[[HttpRequest, Wire], Awaitable[None]], *, on_close: Callable[[], None] = lambda: None
+    ) -> None:
+        """``answer``: writes the response; it is cancelled when the client closes the connection. ``on_close``: a
+        connection is closed."""
         self._answer = answer
+        self.on_close = on_close
         self._ready: Future[int] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -96,6 +102,12 @@ class HttpServer:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
             self._loop = None
+
+    def close_connections(self) -> None:
+        """Close every connection."""
+        if self._loop is not None:
+            for connection in list(self.connections):
+                self._loop.call_soon_threadsafe(connection.abort)
 
     def _work(self) -> None:
         try:
@@ -141,6 +153,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
+        self._server.on_close()
         if self.task is not None:
             self.task.cancel()
 
@@ -163,7 +176,8 @@ class _Connection(asyncio.Protocol):
             return
         body = bytes(self._buffer[end + 4 : end + 4 + length])
         del self._buffer[: end + 4 + length]
-        request = HttpRequest(method, target.partition("?")[0], headers, body)
+        peer = self._transport.get_extra_info("peername")[1]
+        request = HttpRequest(method, target.partition("?")[0], headers, body, peer)
         self.task = asyncio.get_running_loop().create_task(self._run(request, Wire(self._transport)))
 
     async def _run(self, request: HttpRequest, wire: Wire) -> None:

@@ -108,6 +108,8 @@ class Received:
     """When the client went before that."""
     sent: int = 0
     """Tokens sent."""
+    peer: int = 0
+    """The client's port: requests of one connection have the same."""
 
     @property
     def prefix(self) -> str:
@@ -153,8 +155,8 @@ class Upstream:
         self._routes = frozenset(routes)
         self._models_status = models_status
         self._wraps_completions = wraps_completions
-        self._server = HttpServer(self._answer)
         self._changed = threading.Condition()
+        self._server = HttpServer(self._answer, on_close=self._closed)
         self.port = 0
 
     @property
@@ -176,10 +178,18 @@ class Upstream:
     ) -> None:
         self._server.stop()
 
+    def close_connections(self) -> None:
+        """Close every connection, as a server does with idle ones."""
+        self._server.close_connections()
+
     def wait_until(self, condition: Callable[[Upstream], bool], *, timeout_s: float = 10.0) -> bool:
         """Block until ``condition`` holds, looking each time that something happened; False: it never did."""
         with self._changed:
             return self._changed.wait_for(lambda: condition(self), timeout_s)
+
+    def _closed(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     # ----------------------------------------------------------------------------------------------- the API
 
@@ -203,7 +213,7 @@ class Upstream:
 
     async def _generate(self, route: str, request: HttpRequest, wire: Wire) -> None:
         body = json.loads(request.body)
-        received = Received(route, body, request.headers, arrived=time.perf_counter())
+        received = Received(route, body, request.headers, arrived=time.perf_counter(), peer=request.peer)
         with self._changed:
             number = len(self.received)
             self.received.append(received)

@@ -108,7 +108,7 @@ async def test_silence_ends_with_the_read_time_out(engine_of, call, fault):
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault(**{name: 0}) for name in ("drop_after", "truncate_after", "corrupt_after", "invalid_utf8_after", "error_after")],
+    [Fault(**{f"{name}_after": 0}) for name in ("drop", "truncate", "corrupt", "invalid_utf8", "error")],
     ids=str,
 )  # fmt: skip
 async def test_a_whole_response_that_breaks_is_an_error_and_the_next_call_is_well(engine_of, call, fault):
