@@ -36,7 +36,8 @@ def number(
     if value is None:
         return default
     if type(value) not in (int, float) or not low <= value <= high or (above_low and value == low):
-        refuse(key, f"a number from {low:g} to {high:g}" + (f" and not {low:g}" if above_low else ""), value)
+        allowed = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
+        refuse(key, f"a number {allowed}", value)
     return float(value)
 
 
