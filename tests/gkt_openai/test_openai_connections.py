@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 
 import httpx2
 import pytest
@@ -125,8 +124,5 @@ def test_a_file_of_authorities_that_is_none_is_named(tmp_path):
     (tmp_path / "ca.pem").write_text("no certificate")
     for name in ("ca.pem", "nowhere.pem"):
         options = OpenAIOptions(base_url="https://models.example/v1", model="large", ca_file=name)
-        with pytest.raises(
-            ConfigError, match=rf"engines.cloud.ca_file must name a PEM file of certificates, got '{name}'"
-        ):
+        with pytest.raises(ConfigError, match=rf"engines.cloud.ca_file must name a PEM file of .*, got '{name}'"):
             OpenAIEngine(options, BuildContext(name="cloud", base_dir=tmp_path))
-    assert ssl.OPENSSL_VERSION  # the system's own store is not touched
