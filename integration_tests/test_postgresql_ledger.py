@@ -24,12 +24,14 @@ from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from gkt_plugins.accounting._postgresql import postgresql_engine
+from gkt_plugins.accounting._rows import call_row
+from gkt_plugins.accounting._store import Group
 from gkt_plugins.accounting.budgets import Budget
 from gkt_plugins.accounting.ledger import Ledger
 from gkt_plugins.accounting.location import Location
 from gkt_plugins.accounting.records import connect_reader, read_records
 from gkt_plugins.accounting.requests import RequestRecord
-from gkt_plugins.accounting.schema import METADATA, REQUESTS
+from gkt_plugins.accounting.schema import METADATA, RECORDS, REQUESTS
 from gkt_plugins.cli import app
 from gkt_plugins.contracts import Usage, UsageRecord
 from gkt_plugins.errors import BackendError
@@ -203,6 +205,33 @@ async def test_a_connection_that_the_server_cut_is_made_anew_and_nothing_is_lost
     other = Ledger.open(url)
     assert await other.room([ALL], DAY) == 40  # its writer is still known to be alive
     other.close()
+
+
+async def test_of_two_writers_that_wait_for_each_other_the_ledger_tries_again(ledger: Ledger, url: str) -> None:
+    await ledger.opened(opening("row"))
+    group = Group()
+    for name in ("a", "b"):
+        group.add("calls", call_row(closing(opening(name)), ledger._store.writer))
+    with psycopg.connect(url) as other:
+        other.execute("SET deadlock_timeout = '30s'")  # the ledger's connection is the first to notice
+        other.execute(copy_of_row("b"))
+        writing = asyncio.create_task(asyncio.to_thread(ledger._write, group))  # has a, waits for b
+        await asyncio.to_thread(until_somebody_waits, url)
+        await asyncio.to_thread(other.execute, copy_of_row("a"))  # has b, waits for a, until the ledger gives way
+        other.rollback()
+        assert await writing == [None, None]
+    assert {record.request_id for record in ledger.records()} == {"a", "b", "row"}
+
+
+def copy_of_row(name: str) -> str:
+    columns = ", ".join(f"'{name}'" if c.name == "request_id" else c.name for c in RECORDS.columns)
+    return f"INSERT INTO usage_records SELECT {columns} FROM usage_records WHERE request_id = 'row'"
+
+
+def until_somebody_waits(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as watcher:
+        while not watcher.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchall():
+            watcher.execute("SELECT pg_sleep(0.01)")
 
 
 async def test_a_database_that_is_gone_fails_the_call_in_one_sentence_and_is_written_again_when_it_is_back(

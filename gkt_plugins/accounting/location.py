@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -25,8 +25,8 @@ class Location:
     """An SQLite file, or a PostgreSQL database; one of the two is set."""
 
     path: Path | None = None
-    url: URL | None = None
-    """Holds the password: never to be shown."""
+    url: URL | None = field(default=None, repr=False)
+    """Holds the password: never to be shown, and left out of what is printed."""
 
     def __str__(self) -> str:
         """For people: the file, or the URL without its password."""

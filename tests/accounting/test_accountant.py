@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from gkt_plugins.accounting.accountant import Accountant
+from gkt_plugins.accounting.budgets import Budget
 from gkt_plugins.accounting.ledger import Ledger
 from gkt_plugins.accounting.prices import ConfigPrices
+from gkt_plugins.accounting.requests import RequestRecord
 from gkt_plugins.contracts import GUIDANCE_CACHE, Price, PriceSource, Usage, UsageRecord
 from gkt_plugins.errors import BackendError
 
@@ -135,6 +137,18 @@ async def test_guidance_from_the_cache_costs_nothing_in_the_currency_that_the_te
     written = await books.accountant.closed(record)  # no call went out, so none was opened
     assert (written.currency, written.cost_nano, written.price_source) == ("EUR", 0, GUIDANCE_CACHE)
     assert books.only() == written
+    await books.accountant.aclose()
+
+
+async def test_requests_and_budgets_reach_the_ledger(books: Books) -> None:
+    request = RequestRecord("r", "p", "anna", 1_795_000_000.0, "guided", "ok")
+    budget = Budget("all", 100)
+    await books.accountant.request(request)
+    assert list(books.ledger.requests()) == [request]
+    assert await books.accountant.reserve("r", [budget], 60, "2026-11-22") is None
+    assert await books.accountant.reserve("s", [budget], 60, "2026-11-22") == budget
+    await books.accountant.settle("r", 10)
+    assert await books.accountant.room([budget], "2026-11-22") == 90
     await books.accountant.aclose()
 
 
