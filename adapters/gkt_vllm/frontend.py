@@ -16,6 +16,7 @@ import gkt_plugins
 from gkt_plugins.config import Config, SpeculationSection, load_config
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.exporting import GAMMA_FOR_AUTO, model_config, same_vocabulary
+from gkt_vllm.pipelines import guided_pipeline
 from gkt_vllm.section import SECTION, DrafterSettings, GktSection, LeniencySettings, WorkerSettings
 from gkt_vllm.versions import check_version
 
@@ -31,6 +32,8 @@ class Start:
     section: GktSection
     speculative_config: dict[str, Any] | None = None
     """vLLM's own argument; None: leave what the operator gave."""
+    guided: bool = False
+    """A pipeline guides the requests of a server."""
     active: list[str] = field(default_factory=list)
     """For the banner: what is on."""
     notes: list[str] = field(default_factory=list)
@@ -40,11 +43,17 @@ class Start:
         """``given`` with the section as workers read it."""
         return dict(given) | {SECTION: self.section.model_dump(exclude_none=True)}
 
-    def check(self, vllm_config: Any) -> None:
+    def check(self, vllm_config: Any, *, serves: bool, named: str | None) -> None:
         """After vLLM has made its configuration: is there anything that it will not do?
 
-        :raises ConfigError: leniency without drafts.
+        :param serves: this is an HTTP server. ``named``: the environment variable ``VLLM_PLUGINS``.
+        :raises ConfigError: leniency without drafts, or guidance whose endpoint plugin vLLM will not load.
         """
+        if serves and self.guided and "gkt" not in (named or "").split(","):
+            raise ConfigError(
+                "vLLM loads the plugin that guides its requests only where it is named; start it with "
+                f"VLLM_PLUGINS={named + ',' if named else ''}gkt, which 'gkt vllm serve' does by itself"
+            )
         if self._leniency is not None and vllm_config.speculative_config is None:
             raise ConfigError("leniency needs drafts, and this engine has none; set speculation.draft, or remove it")
         if vllm_config.use_v2_model_runner and vllm_config.speculative_config is not None:
@@ -85,6 +94,9 @@ def decide(section: GktSection, model: str, speculative_config: object, version:
             start.active.append(
                 f"lenient verification, {leniency.rule} {leniency.epsilon:g}, at least {leniency.least:g}"
             )
+    if name := guided_pipeline(config, section):
+        start.guided = True
+        start.active.append(f"guidance, pipelines.{name} by {config.pipelines[name].teacher}")
     source = str((config.source or Path(section.config)).resolve())
     workers = WorkerSettings(leniency=leniency, drafter=_own_drafter(config, start))
     start.section = section.model_copy(update={"config": source, "workers": workers})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., An
         if section is None:
             return original(self, *args, **kwargs)
         import vllm
+        from vllm.usage.usage_lib import UsageContext
 
         from gkt_vllm.frontend import decide
 
@@ -37,7 +39,9 @@ def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., An
         if start.speculative_config is not None:
             self.speculative_config = start.speculative_config
         vllm_config = original(self, *args, **kwargs)
-        start.check(vllm_config)
+        context = args[0] if args else kwargs.get("usage_context")
+        serves = context == UsageContext.OPENAI_API_SERVER
+        start.check(vllm_config, serves=serves, named=os.environ.get("VLLM_PLUGINS"))
         start.announce(vllm_config, vllm.__version__)
         return vllm_config
 

@@ -8,17 +8,16 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gkt_plugins.config import Config, load_config
-from gkt_plugins.errors import ConfigError
+from gkt_plugins.config import load_config
 from gkt_plugins.gateway.access import Client
 from gkt_plugins.gateway.state import GatewayState, Served
 from gkt_plugins.plugins import load_plugins
 from gkt_vllm.inner import InnerTransport
+from gkt_vllm.pipelines import guided_pipeline
 from gkt_vllm.section import GktSection
 
-__all__ = ["ADAPTER", "SERVER", "Guidance", "ThisServer", "guided_pipeline", "open_guidance"]
+__all__ = ["SERVER", "Guidance", "ThisServer", "open_guidance"]
 
-ADAPTER = "vllm"
 SERVER = "vllm_server"
 """Name of the resource that tells an engine of this adapter that it is the server around it."""
 
@@ -46,34 +45,6 @@ class Guidance:
     """Closes what is open."""
     client: Client = field(default_factory=Client)
     """vLLM has authenticated whoever comes here."""
-
-
-def guided_pipeline(config: Config, section: GktSection) -> str | None:
-    """The pipeline that guides this server; None where there is none, or it has no teacher.
-
-    :raises ConfigError: the section names one that does not exist, or one whose student is another engine.
-    """
-    name = section.pipeline
-    pipeline = config.pipelines.get(name)
-    if pipeline is None:
-        if "pipeline" in section.model_fields_set:
-            known = ", ".join(sorted(config.pipelines)) or "none"
-            raise ConfigError(f"additional_config.gkt.pipeline must name a pipeline, got {name!r}; there are: {known}")
-        return None
-    if pipeline.teacher is None:
-        return None
-    adapter = config.engines[pipeline.student].adapter
-    if adapter != ADAPTER:
-        raise ConfigError(
-            f"pipelines.{name}.student must be this server, an engine with adapter = 'vllm', and "
-            f"{pipeline.student!r} has adapter = {adapter!r}"
-        )
-    if config.engines[pipeline.teacher].adapter == ADAPTER:
-        raise ConfigError(
-            f"pipelines.{name}.teacher cannot be this server too; give {pipeline.teacher!r} another adapter, such as "
-            "'openai'"
-        )
-    return name
 
 
 async def open_guidance(section: GktSection, names: Sequence[str]) -> Guidance | None:

@@ -147,11 +147,46 @@ def test_a_release_that_was_not_tried_is_refused_unless_the_operator_lets_it_thr
 def test_leniency_without_drafts_is_a_start_up_error(start):
     started = start(f'[speculation]\n{DRAFT}verifier = "lenient"\nepsilon = 0.5')
     with pytest.raises(ConfigError, match="leniency needs drafts"):
-        started.check(SimpleNamespace(speculative_config=None, use_v2_model_runner=False))
+        started.check(SimpleNamespace(speculative_config=None, use_v2_model_runner=False), serves=False, named=None)
 
 
 def test_leniency_and_block_verification_exclude_each_other(start):
     started = start(f'[speculation]\n{DRAFT}verifier = "lenient"\nepsilon = 0.5', given={"method": "draft_model"})
     engine = SimpleNamespace(rejection_sample_method="block")
     with pytest.raises(ConfigError, match="exclude each other"):
-        started.check(SimpleNamespace(speculative_config=engine, use_v2_model_runner=True))
+        started.check(SimpleNamespace(speculative_config=engine, use_v2_model_runner=True), serves=False, named=None)
+
+
+GUIDED = """
+[engines.large]
+adapter = "openai"
+base_url = "http://127.0.0.1:1/v1"
+model = "large"
+[engines.here]
+adapter = "vllm"
+model = "small"
+[pipelines.default]
+teacher = "large"
+student = "here"
+"""
+
+
+def test_a_server_that_should_guide_does_not_start_where_vllm_leaves_the_plugin_out(start):
+    started = start(GUIDED)
+    engine = SimpleNamespace(speculative_config=None, use_v2_model_runner=True)
+    for named in (None, "", "other"):
+        with pytest.raises(ConfigError, match="only where it is named"):
+            started.check(engine, serves=True, named=named)
+    started.check(engine, serves=True, named="other,gkt")
+    started.check(engine, serves=False, named=None)
+
+
+def test_guidance_wants_the_server_itself_as_student_and_another_engine_as_teacher(start):
+    with pytest.raises(ConfigError, match="student must be this server"):
+        start(GUIDED.replace('student = "here"', 'student = "large"'))
+    with pytest.raises(ConfigError, match="teacher cannot be this server too"):
+        start(GUIDED.replace('teacher = "large"', 'teacher = "here"'))
+
+
+def test_a_pipeline_without_a_teacher_guides_nobody(start):
+    assert not start(GUIDED.replace('teacher = "large"\n', "")).guided
