@@ -277,7 +277,7 @@ def test_a_student_that_never_answers_is_an_error_with_a_status(
     assert got.error is not None
     assert got.error["code"] == code
     record, calls = rig.record(got)
-    assert (record.status, record.error) == ("refused" if status < 500 else "error", code)
+    assert (record.status, record.error) == ("error", code)
     assert {call.status for call in calls} == {"failed"}
 
 

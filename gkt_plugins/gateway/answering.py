@@ -35,7 +35,7 @@ async def finish(turn: Turn) -> None:
         if status >= 500:
             _log.warning("request %s failed with %d: %s", turn.asked.request_id, status, error)
         code = await turn.fail(error)
-        await turn.over("refused" if status < 500 else "error", code)
+        await turn.over("error" if turn.called or status >= 500 else "refused", code)
         return
     await turn.over("error" if turn.failed_choice else "ok", turn.failed_choice)
 

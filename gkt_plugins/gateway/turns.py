@@ -145,6 +145,11 @@ class Turn:
             degraded=self.admission.degraded,
         )
 
+    @property
+    def called(self) -> bool:
+        """An engine was called."""
+        return bool(self.timings) or any(exchange.timings for exchange in self.exchanges)
+
     def all_timings(self) -> Timings:
         """Every engine call, seen from the request's arrival."""
         timings = Timings(self.began)
