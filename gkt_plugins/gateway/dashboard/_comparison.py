@@ -8,8 +8,8 @@ they are then rounded once a sum instead of once a request. One teacher token pe
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, exists, func, or_, select
@@ -19,7 +19,7 @@ from sqlalchemy.sql.selectable import Subquery
 from gkt_plugins.accounting.prices import cost_nano
 from gkt_plugins.accounting.schema import RECORDS
 from gkt_plugins.contracts import AHEAD, Price, PriceSource, Usage
-from gkt_plugins.gateway.dashboard._queries import Slices, Span
+from gkt_plugins.gateway.dashboard._queries import Slices, Span, in_span, slice_of
 from gkt_plugins.gateway.dashboard._slices import Alone, Slice
 
 __all__ = ["read_comparison"]
@@ -29,10 +29,16 @@ _log = logging.getLogger(__name__)
 
 def read_comparison(connection: Connection, span: Span, slices: Slices, prices: PriceSource) -> None:
     """Add the comparison to ``slices``; a request counts where its first teacher call began."""
-    known = {row.model: _price(prices, row.model) for row in connection.execute(_teachers(span))}
-    for row in connection.execute(_guided(span, known)):
+    bounds = span.parameters()
+    known = {row.model: _price(prices, row.model) for row in connection.execute(_teachers(), bounds)}
+    limits = frozenset(
+        (model, price.max_prompt_tokens)
+        for model, price in known.items()
+        if price is not None and price.max_prompt_tokens is not None
+    )
+    for row in connection.execute(_guided(limits), bounds):
         _fold(slices[int(row.slice), row.pipeline], row, known.get(row.teacher))
-    for row in connection.execute(_unguided(span)):
+    for row in connection.execute(_unguided(), bounds):
         slices[int(row.slice), row.pipeline].not_compared["no teacher call"] += row.requests
 
 
@@ -73,15 +79,20 @@ def _fold(into: Slice, row: Row[Any], price: Price | None) -> None:
     )
 
 
-def _teachers(span: Span) -> Select[Any]:
+@cache
+def _teachers() -> Select[Any]:
     r = RECORDS.c
     # a request's later attempts and calls may begin after the span, by another model only where it was configured anew
-    return select(r.model).where(span.holds(r.started_at), r.role == "teacher").distinct()
+    return select(r.model).where(in_span(r.started_at), r.role == "teacher").distinct()
 
 
-def _guided(span: Span, prices: Mapping[str, Price | None]) -> Select[Any]:
-    """Guided requests by slice, pipeline and everything that decides whether they can be compared."""
-    request = _by_request(span, prices)
+@lru_cache(maxsize=16)
+def _guided(limits: frozenset[tuple[str, int]]) -> Select[Any]:
+    """Guided requests by slice, pipeline and everything that decides whether they can be compared.
+
+    ``limits``: (model, longest prompt in tokens that its price holds for).
+    """
+    request = _by_request(limits)
     c = request.c
     traits = [c.slice, c.pipeline, c.teacher, c.other_teacher, c.currency, c.other_currency]
     flags = [
@@ -100,7 +111,7 @@ def _guided(span: Span, prices: Mapping[str, Price | None]) -> Select[Any]:
     ).group_by(*traits, *(flag.element for flag in flags))
 
 
-def _by_request(span: Span, prices: Mapping[str, Price | None]) -> Subquery:
+def _by_request(limits: frozenset[tuple[str, int]]) -> Subquery:
     """One row a guided request: sums over its calls; a call that was tried again counts as its last attempt."""
     first, call, later = aliased(RECORDS, name="first"), aliased(RECORDS, name="call"), aliased(RECORDS, name="later")
     f, c = first.c, call.c
@@ -110,15 +121,11 @@ def _by_request(span: Span, prices: Mapping[str, Price | None]) -> Subquery:
     broken = or_(
         *(c.prompt_tokens.is_(None), c.prompt_tokens < 0, c.cached_tokens < 0, c.cached_tokens > c.prompt_tokens),
         *(c.completion_tokens.is_(None), c.completion_tokens < 0),
-        *(
-            and_(c.model == model, c.prompt_tokens > price.max_prompt_tokens)
-            for model, price in prices.items()
-            if price is not None and price.max_prompt_tokens is not None
-        ),
+        *(and_(c.model == model, c.prompt_tokens > longest) for model, longest in sorted(limits)),
     )
     return (
         select(
-            span.slice_of(f.started_at).label("slice"),
+            slice_of(f.started_at).label("slice"),
             f.pipeline,
             _count(and_(either, c.status != "final")).label("unfinished"),
             func.min(case((teacher, c.model))).label("teacher"),
@@ -147,13 +154,14 @@ def _by_request(span: Span, prices: Mapping[str, Price | None]) -> Subquery:
                 later.c.attempt == c.attempt + 1,
             ),
         )
-        .where(span.holds(f.started_at), f.role == "teacher", f.call == 0, f.attempt == 0)
+        .where(in_span(f.started_at), f.role == "teacher", f.call == 0, f.attempt == 0)
         .group_by(f.request_id, f.started_at, f.pipeline)
         .subquery("request")
     )
 
 
-def _unguided(span: Span) -> Select[Any]:
+@cache
+def _unguided() -> Select[Any]:
     r, teacher = RECORDS.c, aliased(RECORDS, name="teacher")
     guided = exists().where(
         teacher.c.request_id == r.request_id,
@@ -162,8 +170,8 @@ def _unguided(span: Span) -> Select[Any]:
         teacher.c.attempt == 0,
     )
     return (
-        select(span.slice_of(r.started_at).label("slice"), r.pipeline, func.count().label("requests"))
-        .where(span.holds(r.started_at), r.role == "student", r.call == 0, r.attempt == 0, ~guided)
+        select(slice_of(r.started_at).label("slice"), r.pipeline, func.count().label("requests"))
+        .where(in_span(r.started_at), r.role == "student", r.call == 0, r.attempt == 0, ~guided)
         .group_by("slice", r.pipeline)
     )
 

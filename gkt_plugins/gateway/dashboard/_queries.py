@@ -7,57 +7,95 @@ slice in which they began.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func, literal, null, select, union_all
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Float,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    null,
+    select,
+    union_all,
+)
 
 from gkt_plugins.accounting.schema import RECORDS, REQUESTS
 from gkt_plugins.gateway.dashboard._seconds import step_of
 from gkt_plugins.gateway.dashboard._slices import PARTS, Slice
 from gkt_plugins.gateway.dashboard._sql import whole
 
-__all__ = ["Slices", "Span", "read_usage"]
+__all__ = ["Slices", "Span", "in_span", "read_usage", "slice_of"]
 
 Slices: TypeAlias = defaultdict[tuple[int, str], Slice]
 """(number of the slice, pipeline) → its sums. Slice i holds what began in [i × width, (i + 1) × width)."""
 
 
+@dataclass(frozen=True, slots=True)
 class Span:
-    """Whole slices, in seconds since the epoch: [``since``, ``until``)."""
+    """Whole slices, ``first`` to ``last``, both included; the parameters of every statement here."""
 
-    def __init__(self, first: int, last: int, width_s: int) -> None:
-        """``first``, ``last``: numbers of slices, both included. ``width_s``: seconds in each."""
-        self.since, self.until = first * width_s, (last + 1) * width_s
-        self._width_s = width_s
+    first: int
+    last: int
+    width_s: int
 
-    def holds(self, started_at: ColumnElement[float]) -> ColumnElement[bool]:
-        return and_(started_at >= self.since, started_at < self.until)
+    def parameters(self) -> dict[str, int]:
+        since, until = self.first * self.width_s, (self.last + 1) * self.width_s
+        return {"first": self.first, "since": since, "until": until, "width_s": self.width_s}
 
-    def slice_of(self, started_at: ColumnElement[float]) -> ColumnElement[int]:
-        # measured from the beginning of the span: exact, because no large number is divided
-        return self.since // self._width_s + whole((started_at - self.since) / self._width_s)
+
+_FIRST, _SINCE, _UNTIL, _WIDTH_S = (
+    bindparam("first", type_=BigInteger),
+    bindparam("since", type_=Float),
+    bindparam("until", type_=Float),
+    bindparam("width_s", type_=Float),
+)
+
+
+def in_span(started_at: ColumnElement[float]) -> ColumnElement[bool]:
+    """SQL: whether that moment, in seconds since the epoch, lies in the span."""
+    return and_(started_at >= _SINCE, started_at < _UNTIL)
+
+
+def slice_of(started_at: ColumnElement[float]) -> ColumnElement[int]:
+    """SQL: the number of its slice."""
+    return _FIRST + whole(
+        (started_at - _SINCE) / _WIDTH_S
+    )  # from the beginning of the span: no large number is divided
 
 
 def read_usage(connection: Connection, span: Span, slices: Slices) -> None:
     """Add everything but the comparison with the teacher alone to ``slices``."""
-    for statement, fold in _statements(span):
-        for row in connection.execute(statement):
+    for statement, fold in _statements():
+        for row in connection.execute(statement, span.parameters()):
             fold(slices[int(row[0]), row[1]], row)
 
 
-def _statements(span: Span) -> Iterator[tuple[Any, Callable[[Slice, Row[Any]], None]]]:
-    yield _calls(span), _fold_call
-    yield _requests(span), _fold_requests
-    yield _guidance(span), _fold_guidance
-    yield _seconds(span), _fold_seconds
+@cache
+def _statements() -> list[tuple[Any, Callable[[Slice, Row[Any]], None]]]:
+    """Built once: building them takes longer than a small ledger takes to answer."""
+    return [
+        (_calls(), _fold_call),
+        (_requests(), _fold_requests),
+        (_guidance(), _fold_guidance),
+        (_seconds(), _fold_seconds),
+    ]
 
 
 def _count(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return func.sum(case((condition, 1), else_=0))
 
 
-def _calls(span: Span) -> Select[Any]:
+def _calls() -> Select[Any]:
     r = RECORDS.c
     why = case(
         (r.cost_nano.is_not(None), null()),
@@ -66,7 +104,7 @@ def _calls(span: Span) -> Select[Any]:
     )
     return (
         select(
-            span.slice_of(r.started_at).label("slice"),
+            slice_of(r.started_at).label("slice"),
             r.pipeline,
             r.role,
             r.model,
@@ -79,7 +117,7 @@ def _calls(span: Span) -> Select[Any]:
             func.sum(r.drafted_tokens).label("drafted"),
             func.sum(r.accepted_tokens).label("accepted"),
         )
-        .where(span.holds(r.started_at))
+        .where(in_span(r.started_at))
         .group_by("slice", r.pipeline, r.role, r.model, r.currency, "open", "why")
     )
 
@@ -97,12 +135,12 @@ def _fold_call(into: Slice, row: Row[Any]) -> None:
         into.unknown_cost[row.model, row.why] += row.calls
 
 
-def _requests(span: Span) -> Select[Any]:
+def _requests() -> Select[Any]:
     r = REQUESTS.c
     timed = and_(r.total_s.is_not(None), r.overhead_s.is_not(None))
     return (
         select(
-            span.slice_of(r.started_at).label("slice"),
+            slice_of(r.started_at).label("slice"),
             r.pipeline,
             r.status,
             r.error,
@@ -115,7 +153,7 @@ def _requests(span: Span) -> Select[Any]:
             _count(timed).label("timed"),
             *(func.sum(case((timed, r[f"{part}_s"]))).label(part) for part in PARTS[1:]),
         )
-        .where(span.holds(r.started_at))
+        .where(in_span(r.started_at))
         .group_by("slice", r.pipeline, r.status, r.error, r.route)
     )
 
@@ -136,13 +174,11 @@ def _fold_requests(into: Slice, row: Row[Any]) -> None:
         into.split_s[part] = into.split_s.get(part, 0.0) + float(row._mapping[part] or 0.0)
 
 
-def _guidance(span: Span) -> Select[Any]:
+def _guidance() -> Select[Any]:
     r = REQUESTS.c
     return (
-        select(
-            span.slice_of(r.started_at).label("slice"), r.pipeline, r.guidance_tokens, func.count().label("requests")
-        )
-        .where(span.holds(r.started_at), r.status == "ok", r.guidance_tokens > 0)
+        select(slice_of(r.started_at).label("slice"), r.pipeline, r.guidance_tokens, func.count().label("requests"))
+        .where(in_span(r.started_at), r.status == "ok", r.guidance_tokens > 0)
         .group_by("slice", r.pipeline, r.guidance_tokens)
     )
 
@@ -151,18 +187,18 @@ def _fold_guidance(into: Slice, row: Row[Any]) -> None:
     into.guidance_tokens[row.guidance_tokens] += row.requests
 
 
-def _seconds(span: Span) -> Any:
+def _seconds() -> Any:
     r = REQUESTS.c
     return union_all(
         *(
             select(
-                span.slice_of(r.started_at).label("slice"),
+                slice_of(r.started_at).label("slice"),
                 r.pipeline,
-                literal(part).label("part"),
+                literal_column(f"'{part}'").label("part"),
                 step_of(r[f"{part}_s"]).label("step"),
                 func.count().label("requests"),
             )
-            .where(span.holds(r.started_at), r.status == "ok", r[f"{part}_s"].is_not(None))
+            .where(in_span(r.started_at), r.status == "ok", r[f"{part}_s"].is_not(None))
             .group_by("slice", r.pipeline, "step")
             for part in PARTS
         )

@@ -6,11 +6,11 @@ so that an hour which is over is counted once.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import ColumnElement, case
+from sqlalchemy import ColumnElement, Float, Integer, case, literal_column
 
 from gkt_plugins.gateway.dashboard._sql import whole
 
@@ -36,8 +36,16 @@ NUM_STEPS = _NUMBER + 1
 
 def step_of(seconds: ColumnElement[float]) -> ColumnElement[int]:
     """SQL for the number of the step that a duration falls into."""
-    steps = [(seconds < end, first + whole((seconds - begin) * rate)) for begin, end, rate, first in _SCALES]
-    return case(*steps, else_=_NUMBER)
+    steps = [
+        (seconds < _number(end), _number(first) + whole((seconds - _number(begin)) * _number(rate)))
+        for begin, end, rate, first in _SCALES
+    ]
+    return case(*steps, else_=_number(_NUMBER))
+
+
+def _number(constant: float) -> ColumnElement[Any]:
+    """Written out: as parameters they would be hundreds."""
+    return literal_column(repr(constant), Float if isinstance(constant, float) else Integer)
 
 
 def value_of(step: int) -> float:
