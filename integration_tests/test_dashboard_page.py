@@ -19,6 +19,7 @@ from gkt_plugins.accounting.requests import RequestRecord
 from gkt_plugins.contracts import Usage, UsageRecord
 from gkt_plugins.testing.gateway_process import GatewayProcess
 from gkt_plugins.testing.ledgers import invented_traffic, write_traffic
+from gkt_plugins.testing.openai_upstream import Upstream
 
 AXE = Path(__file__).parent / "node" / "node_modules" / "axe-core" / "axe.min.js"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
@@ -210,6 +211,26 @@ def test_a_chart_is_read_with_the_arrow_keys(visitor, gateway):
     expect(chart.locator(".readout")).to_contain_text(f"{last['from']} to {last['to']} tokens: {last['requests']}")
     page.keyboard.press("ArrowLeft")
     expect(chart.locator(".readout")).to_contain_text(f"{last['from'] - 1} tokens: ")
+
+
+def test_requests_through_the_gateway_are_on_the_page_when_they_are_answered(visitor, tmp_path):
+    said = "The cat sat on the mat and looked at the fire."
+    with Upstream(said, model="large") as teacher, Upstream(said, model="small") as student:
+        ports = CONFIG.replace("http://127.0.0.1:9/v1", teacher.url, 1).replace("http://127.0.0.1:9/v1", student.url)
+        guided = ports.replace("[pipelines.support]", "[pipelines.default.guidance]\ntokens = 4\n[pipelines.support]")
+        with GatewayProcess(guided, tmp_path) as running:
+            for _ in range(3):
+                asked = {"model": "gkt/default", "messages": [{"role": "user", "content": "Why?"}], "max_tokens": 20}
+                assert running.post("/v1/chat/completions", asked).status == 200
+            page = visitor.open(running, "range=1h")
+            expect(page.locator("#numbers")).to_contain_text("3")
+            expect(page.locator("#money")).to_contain_text("On 3 requests that can be compared.")
+            told = figures(running, "since=-3600")
+    assert told["requests"]["guided"] == told["requests"]["ok"] == 3
+    assert told["guidance"]["median"] == 4
+    parts = told["latency"]["mean_s"]
+    assert parts["teacher"] + parts["student"] + parts["overhead"] == pytest.approx(parts["total"], rel=0.01)
+    assert told["money"]["unknown_calls"] == told["money"]["open_calls"] == 0
 
 
 # --------------------------------------------------------------------------------------------------------- choosing
