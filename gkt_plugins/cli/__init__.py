@@ -17,7 +17,7 @@ __all__ = ["VERBS", "app", "main"]
 
 VERBS = (
     "config", "plugins", "doctor", "serve", "keys", "run", "guide", "ledger", "export", "distill", "acceptance", "plan",
-    "demo",
+    "vllm", "demo",
 )  # fmt: skip
 """Each is a file beside this one, with a function ``register`` that adds it."""
 
