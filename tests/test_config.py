@@ -41,7 +41,7 @@ class FakePlugin:
 
     @hookimpl
     def gkt_price_sources(self):
-        return {"list": Factory(lambda options, context: None, FakeOptions)}
+        return {"catalogue": Factory(lambda options, context: None, FakeOptions)}
 
     @hookimpl
     def gkt_cutting_policies(self):
@@ -70,7 +70,7 @@ output_per_million = "10.00"
 [prices.tiny]
 per_hour = "1.20"
 [price_sources.fallback]
-source = "list"
+source = "catalogue"
 model = "any"
 [pipelines.default]
 teacher = "big"
@@ -93,7 +93,7 @@ url = "sqlite:///other.db"
 [gateway]
 port = 8500
 [gateway.keys.team]
-sha256 = "0"
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 [vllm]
 max_leniency = 0.5
 """
