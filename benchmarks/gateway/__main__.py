@@ -13,8 +13,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from benchmarks._report import Report, arguments
 from benchmarks.gateway import latency, ledger, streams, throughput
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     packages = ("gkt-plugins", "httpx2", "starlette", "uvicorn", "uvloop", "SQLAlchemy")
     merged = Report("gateway", options.quick, packages=packages)
     with tempfile.TemporaryDirectory() as work:
+        merged.setup["disk_sync_ms"] = _disk_sync_ms(Path(work))
         setting = Setting(options.quick, Path(work), options.litellm.absolute())
         for name in options.only or PARTS:
             print(f"benchmarks.gateway: {name}", file=sys.stderr, flush=True)
@@ -67,6 +70,18 @@ def _allow_files() -> None:
     if soft != resource.RLIM_INFINITY and soft < _FILES:
         wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _disk_sync_ms(folder: Path) -> float:
+    """Median time until this disk has 4 kB for good: a plain request waits for that twice."""
+    seconds = []
+    with (folder / "sync").open("wb", buffering=0) as file:
+        for _ in range(50):
+            file.write(bytes(4096))
+            began = time.perf_counter()
+            os.fsync(file.fileno())
+            seconds.append(time.perf_counter() - began)
+    return round(median(seconds) * 1000, 3)
 
 
 def _litellm_version(command: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.gateway._load import Ask
 from benchmarks.gateway._processes import Program, free_port, running
 
-__all__ = ["Setting", "Side", "configuration", "gateway", "litellm", "upstream"]
+__all__ = ["Setting", "Side", "configuration", "gateway", "litellm", "new_key", "upstream"]
 
 GUIDANCE_TOKENS = 10
 PROMPT = "Why is the sky blue, and why is it red in the evening?"
@@ -74,6 +74,11 @@ def upstream(setting: Setting) -> Iterator[Side]:
         yield Side("direct", url, program, {})
 
 
+def new_key() -> str:
+    """A client's key."""
+    return f"gkt-{secrets.token_urlsafe(32)}"
+
+
 def configuration(setting: Setting, name: str, upstream_url: str, behaviours: Sequence[str], key: str) -> Path:
     """A ``gkt.toml``: every behaviour as a pipeline, and once more as ``…-guided``; prices, a key, a ledger on disk."""
     lines = [
@@ -109,7 +114,7 @@ def gateway(
     setting: Setting, direct: Side, behaviours: Sequence[str], *, name: str = "gateway", arguments: Sequence[str] = ()
 ) -> Iterator[Side]:
     """``gkt serve`` in front of the upstream."""
-    key = f"gkt-{secrets.token_urlsafe(32)}"
+    key = new_key()
     config = configuration(setting, name, direct.url, behaviours, key)
     port = free_port()
     command = [sys.executable, "-m", "gkt_plugins.cli", "serve", "--config", str(config), "--port", str(port)]

@@ -23,7 +23,7 @@ from benchmarks._report import Report
 from benchmarks.gateway._load import Job, Seen, generate
 from benchmarks.gateway._processes import free_port, running
 from benchmarks.gateway._quantiles import quantile_estimate, quantile_of
-from benchmarks.gateway._setting import Setting, Side, configuration, upstream
+from benchmarks.gateway._setting import Setting, Side, configuration, new_key, upstream
 from gkt_plugins.accounting.accountant import Keeper
 from gkt_plugins.accounting.ledger import Ledger
 from gkt_plugins.contracts import Usage, UsageRecord
@@ -57,12 +57,13 @@ def run(setting: Setting) -> Report:
     report.put_estimate("ledger_inserts_per_s", median_estimate(rates), at_least=2000.0)
     with ExitStack() as stack:
         direct = stack.enter_context(upstream(setting))
-        config = configuration(setting, "writing", direct.url, [PACED], "key")
+        key = new_key()
+        config = configuration(setting, "writing", direct.url, [PACED], key)
         port = free_port()
         command = [sys.executable, "-m", "benchmarks.gateway._writing_gateway", str(config), str(port)]
         url = f"http://127.0.0.1:{port}"
         program = stack.enter_context(running(command, f"{url}/health", setting.work / "writing.log"))
-        ours = Side("writing", f"{url}/v1", program, {"authorization": "Bearer key"})
+        ours = Side("writing", f"{url}/v1", program, {"authorization": f"Bearer {key}"})
         seen: dict[int, list[Seen]] = {0: [], BESIDE_PER_S: []}
         written = []
         for turn in range(-1, 2 if setting.quick else 5):  # the first is not counted: everything gets warm
