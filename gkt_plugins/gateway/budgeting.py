@@ -6,8 +6,9 @@ did cost when it is over; so several processes cannot overspend together. Withou
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
@@ -78,9 +79,7 @@ class Admission:
         costs: dict[str, list[int | None]] = {request.request_id: [] for request in self.requests}
         for record in records:
             costs[record.request_id].append(record.cost_nano)
-        for request_id, found in costs.items():
-            known = [cost for cost in found if cost is not None]
-            await self.held.settle(request_id, sum(known) if len(known) == len(found) else None)
+        await _settle(self.held, {request_id: _total(found) for request_id, found in costs.items()})
 
 
 class Ladder:
@@ -180,8 +179,7 @@ class Ladder:
             complete = short is None
         finally:
             if not complete:  # also when the client went away meanwhile: what was asked of the ledger is done anyway
-                for request_id in tried:
-                    await self._held.settle(request_id, 0)
+                await _settle(self._held, dict.fromkeys(tried, 0))
         return short
 
     def _worst_cost(self, request: Request, parts: Parts) -> int:
@@ -205,6 +203,24 @@ class Ladder:
                 kind="api_error",
             )
         return min(cost, _MOST_NANO)
+
+
+def _total(costs: Sequence[int | None]) -> int | None:
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) if len(known) == len(costs) else None
+
+
+async def _settle(held: Reservations, spent: Mapping[str, int | None]) -> None:
+    """Settle every reservation, whether or not the client goes away meanwhile."""
+
+    async def all_of_them() -> None:
+        for request_id, spent_nano in spent.items():
+            await held.settle(request_id, spent_nano)
+
+    if len(spent) == 1:
+        await all_of_them()  # what the ledger was once asked it does, also for a caller who is cancelled
+    else:
+        await asyncio.shield(asyncio.ensure_future(all_of_them()))
 
 
 def _nobody(step: Step) -> None:

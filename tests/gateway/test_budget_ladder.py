@@ -204,6 +204,49 @@ async def test_a_client_that_goes_away_while_it_is_admitted_leaves_nothing_held(
     assert await room(accounts, 1000) == 1000
 
 
+class CancelledWhileSettling:
+    """Reservations whose user is cancelled at the first settlement."""
+
+    def __init__(self, accounts: Accountant) -> None:
+        self._accounts = accounts
+        self.prices = accounts.prices
+        self.reserve = accounts.reserve
+        self.room = accounts.room
+        self.task: asyncio.Task[object] | None = None
+
+    async def settle(self, reservation_id: str, spent_nano: int | None) -> None:
+        if self.task is not None:
+            self.task.cancel()
+            self.task = None
+        await self._accounts.settle(reservation_id, spent_nano)
+
+
+async def comes_to(accounts, limit: int, expected: int) -> None:
+    async with asyncio.timeout(10):
+        left = None
+        while left != expected:
+            left = await room(accounts, limit)
+
+
+async def test_a_client_that_goes_away_while_a_step_is_given_back_leaves_nothing_held(accounts, parts):
+    held = CancelledWhileSettling(accounts)
+    asked = tuple(request(f"r{number}") for number in range(3))  # two fit, the third does not
+    task = held.task = asyncio.create_task(ladder(held, 80).admit(ANYBODY, asked, parts))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await comes_to(accounts, 80, 80)
+
+
+async def test_a_client_that_goes_away_while_its_requests_are_settled_pays_for_all_of_them_and_no_more(accounts, parts):
+    held = CancelledWhileSettling(accounts)
+    admission = await ladder(held, 200).admit(ANYBODY, tuple(request(f"r{number}") for number in range(3)), parts)
+    spent = [record(f"r{number}", number + 1) for number in range(3)]
+    task = held.task = asyncio.create_task(admission.settle(spent))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await comes_to(accounts, 200, 200 - 6)
+
+
 async def test_every_request_under_a_budget_is_told_with_how_far_down_it_went(accounts, parts):
     steps: list[str] = []
     budget = ladder(accounts, 68, steps.append)
