@@ -18,7 +18,7 @@ export function repaint() {
  * Draw into `section`, or bring what is there up to date.
  *
  * `x`: ascending numbers; `series`: [{name, values, colour, dashed, bars, marks, label}], drawn in this order, where
- * `label(index)` is what the readout and the table say (default: `y` of the value); `from`, `to`: ends of the x axis;
+ * `label(index)` is what the readout and the table say (default: `y` of the value); `from`, `to`: ends of the x axis, whose marks are counted from `origin`;
  * `y`, `mark`, `ticks`: what a y value, a mark of the y axis and one of the x axis read; `where(index)`: what an x value is called.
  */
 export function chart(section, spec) {
@@ -94,7 +94,7 @@ function plotOf(state) {
       y: { range: (_, __, most) => [0, most > 0 ? most * 1.08 : 1] },
     },
     axes: [
-      { ...axis, grid: { show: false }, gap: 6, size: 26, space: 64, incrs: spec.steps, values: (_, marks) => marks.map((mark) => state.spec.ticks(mark)) },
+      { ...axis, grid: { show: false }, gap: 6, size: 26, space: 64, incrs: spec.steps, splits: (_, __, from, to, step) => marksOf(from, to, step, state.spec.origin), values: (_, marks) => marks.map((mark) => state.spec.ticks(mark)) },
       { ...axis, grid: { stroke: () => colour("line"), width: 1 }, gap: 4, space: 42,
         size: (self, marks) => (marks ? 14 + Math.max(...marks.map((mark) => mark.length)) * 7 : 40),
         values: (_, marks) => marks.map((mark) => (state.spec.mark ?? state.spec.y)(mark)) },
@@ -108,6 +108,12 @@ function plotOf(state) {
     hooks: { setCursor: [(self) => readOut(state, self.cursor.idx)] },
     series: [{}, ...spec.series.map(seriesOf)],
   }, [spec.x, ...spec.series.map(({ values }) => values)], state.canvas);
+}
+
+/** Multiples of `step`, counted from `origin`: whole hours and days where the reader is, not in Greenwich. */
+function marksOf(from, to, step, origin = 0) {
+  const first = Math.ceil((from - origin) / step) * step + origin;
+  return Array.from({ length: Math.max(0, Math.floor((to - first) / step) + 1) }, (_, number) => first + number * step);
 }
 
 function seriesOf({ colour: name, dashed, bars, marks }) {

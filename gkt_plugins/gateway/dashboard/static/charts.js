@@ -12,6 +12,7 @@ export function drawCharts(figures) {
   const x = series.start.map((start) => start + length / 2);
   const overTime = {
     x, from: figures.since, to: figures.until, steps: TIME_STEPS, xName: "time", sync: "time",
+    origin: new Date(figures.since * 1000).getTimezoneOffset() * MINUTE,
     ticks: tick(figures.until - figures.since), where: (index) => stretch(series.start[index], length),
   };
   drawMoneyChart(overTime, figures);

@@ -13,9 +13,9 @@ const PARTS = [
 ];
 
 const ROUTES = {
-  guided: "Answered by both: guided",
-  teacher: "Answered by the teacher alone",
-  student: "Answered by the student alone",
+  guided: "Guided, finished by the student",
+  teacher: "Guided, finished by the teacher",
+  student: "Student alone",
   forwarded: "Forwarded to the student",
 };
 
