@@ -155,8 +155,6 @@ class _Run:
         refusals = await asyncio.gather(*(one.exchange.open(one.key) for one in batch))
         admitted = [one for one, refusal in zip(batch, refusals, strict=True) if refusal is None]
         results = await generate(engine, [one.call for one in admitted]) if admitted else []
-        for one in admitted:
-            one.exchange.ended(one.key)
         ends = [self._settle(one, result) for one, result in zip(admitted, results, strict=True)]
         ends += [self._tell(one, refusal) for one, refusal in zip(batch, refusals, strict=True) if refusal is not None]
         await asyncio.gather(*ends)
@@ -164,14 +162,15 @@ class _Run:
     async def _settle(self, one: _Waiting, result: Completion | EngineError) -> None:
         if isinstance(result, EngineError):
             failed = CallFailed(one.key, result)
-            wait_s = await one.exchange.again_in_s(one.key, one.call, failed)
+            wait_s = one.exchange.over(one.call, "", failed)
             if wait_s is None:
                 await self._tell(one, failed)
             else:
                 self._aside(self._queue_again(one, wait_s))
             return
-        events: list[Event] = [CallText(one.key, result.text)] if result.text else []
-        await self._tell(one, *events, CallEnd(one.key, result.finish_reason, result.usage, result.notes))
+        end = CallEnd(one.key, result.finish_reason, result.usage, result.notes)
+        one.exchange.over(one.call, result.text, end)
+        await self._tell(one, *([CallText(one.key, result.text)] if result.text else []), end)
 
     async def _tell(self, one: _Waiting, *events: Event) -> None:
         for event in events:

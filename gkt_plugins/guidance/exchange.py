@@ -83,7 +83,7 @@ class Exchange:
     """One request under way. The driver moves text; everything else happens here.
 
     For each call that the machine starts a driver awaits :meth:`given`, whose events are the call's where there are
-    any. Otherwise :meth:`open`, then the engine; then :meth:`again_in_s`, which says whether to open it once more. What
+    any. Otherwise :meth:`open`, then the engine, then :meth:`over`, which says whether to open it once more. What
     remains of it goes to :meth:`tell`.
     """
 
@@ -176,24 +176,32 @@ class Exchange:
         if (breaker := self._admitted.get(key)) is not None:
             breaker.answering()
 
-    def ended(self, key: CallKey) -> None:
-        """The call's engine is done with it."""
-        self.timings[key].ended = time.perf_counter()
+    def over(self, call: Call, text: str, end: CallEnd | CallFailed) -> float | None:
+        """The engine is done with an attempt of ``call``, in which it gave ``text``.
 
-    async def again_in_s(self, key: CallKey, call: Call, end: CallEnd | CallFailed) -> float | None:
-        """Seconds to wait before the call is opened again, its failed attempt on record; None: ``end`` stands.
+        Who waits for the same guidance has it, whether or not this request's own reader is quick.
 
-        A call is never tried again once text of it came.
+        :returns: seconds to wait before the call is opened again; None: ``end`` stands. A call is never tried again
+            once text of it came.
         """
-        record = self._open.get(key)
-        if not isinstance(end, CallFailed) or record is None or self.timings[key].first_text is not None:
-            return None
+        key = end.key
+        self.timings[key].ended = time.perf_counter()
         self._tell_breaker(end)
-        wait_s = self._parts.attempts.wait_s(record.engine, end.error, record.attempt)
-        if wait_s is not None:
-            self._attempts[key] = record.attempt + 1
-            await self._close(RecordUsage(key, "failed", end.usage or estimate_usage(call, "", end.error)))
-        return wait_s
+        claim = self._claim if key == TEACHER else None
+        if isinstance(end, CallFailed):
+            record = self._open[key]
+            wait_s = None if text else self._parts.attempts.wait_s(record.engine, end.error, record.attempt)
+            if wait_s is not None:
+                self._attempts[key] = record.attempt + 1
+                self._close(RecordUsage(key, "failed", end.usage or estimate_usage(call, "", end.error)))
+            elif claim is not None:
+                claim.give_up(failed=True)
+            return wait_s
+        if claim is not None and end.finish_reason != "cancelled":
+            claim.keep(Guidance(text, end.finish_reason, end.usage or estimate_usage(call, text), end.notes))
+        elif claim is not None:
+            claim.give_up(failed=not self._gone)
+        return None
 
     def text(self, event: CallText) -> list[Action]:
         """:meth:`tell` for text, which leaves nothing to wait for."""
@@ -203,23 +211,23 @@ class Exchange:
         """The machine's answer to ``event``. When it is about the end of a choice all usage so far is on record; before
         that records are written while the next call begins."""
         actions = self._machine.receive(event)
-        if isinstance(event, CallEnd | CallFailed):
-            self._tell_breaker(event)
-            if event.key == TEACHER and self._claim is not None:
-                self._end_claim(self._claim, event, actions)
         for action in actions:
             if isinstance(action, RecordUsage) and action.key in self._open:
-                self._closing.append(asyncio.create_task(self._close(action)))
+                self._close(action)
         if self._closing and any(isinstance(action, Finish | FailChoice | FailRequest) for action in actions):
             await self._all_closed()
         return self._noted(actions)
+
+    def leave(self) -> None:
+        """Whoever asked has gone: calls that are cancelled from now on are so for that reason."""
+        self._gone = True
 
     async def abandon(self, untold: Iterable[Event] = ()) -> None:
         """Whoever asked has gone, and no call is still at work: put what was used on record.
 
         ``untold``: what came and was not told yet.
         """
-        self._gone = True
+        self.leave()
         try:
             for event in untold:
                 await self.tell(event)
@@ -260,8 +268,12 @@ class Exchange:
         finally:
             self._telling -= 1
 
-    async def _close(self, action: RecordUsage) -> None:
+    def _close(self, action: RecordUsage) -> None:
+        """Begin to put the end of a call, or of an attempt, on record."""
         record = replace(self._open.pop(action.key), status=action.status, usage=action.usage)
+        self._closing.append(asyncio.create_task(self._keep(record)))
+
+    async def _keep(self, record: UsageRecord) -> None:
         if self._parts.accounts is not None:
             record = await self._parts.accounts.closed(record)
         self._answer.records.append(record)
@@ -279,13 +291,6 @@ class Exchange:
             breaker.dropped()
         else:
             breaker.succeeded()
-
-    def _end_claim(self, claim: Claim, end: CallEnd | CallFailed, actions: list[Action]) -> None:
-        if isinstance(end, CallFailed) or end.finish_reason == "cancelled":
-            claim.give_up(failed=not self._gone)
-            return
-        [usage] = [action.usage for action in actions if isinstance(action, RecordUsage)]
-        claim.keep(Guidance(self._machine.teacher_text, end.finish_reason, usage, end.notes))
 
     def _noted(self, actions: list[Action]) -> list[Action]:
         for action in actions:

@@ -93,11 +93,6 @@ class GuidanceMachine:
         """Calls that have begun and not ended."""
         return frozenset(self._running)
 
-    @property
-    def teacher_text(self) -> str:
-        """All that the teacher wrote so far, before any cut."""
-        return self._texts.get(TEACHER, "")
-
     # ------------------------------------------------------------------------------------------------ in
 
     def start(self) -> list[Action]:

@@ -101,6 +101,7 @@ class _Calls:
         """Cancel what still runs and put it on record."""
         if self._exchange.done:  # every call has ended, so its task has nothing left to do
             return
+        self._exchange.leave()
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -131,9 +132,8 @@ class _Calls:
                 if refused is not None:
                     self._put(refused)
                     return
-                end = await (self._generate(key, call) if self._whole else self._stream(key, call))
-                exchange.ended(key)
-                wait_s = await exchange.again_in_s(key, call, end)
+                text, end = await (self._generate(key, call) if self._whole else self._stream(key, call))
+                wait_s = exchange.over(call, text, end)
                 if wait_s is None:
                     self._put(end)
                     return
@@ -141,20 +141,21 @@ class _Calls:
         except BackendError as exc:
             self._put(exc)
 
-    async def _stream(self, key: CallKey, call: Call) -> CallEnd | CallFailed:
+    async def _stream(self, key: CallKey, call: Call) -> tuple[str, CallEnd | CallFailed]:
+        """All text that came, and how it ended."""
         engine = self._parts.engine(key)
+        texts: list[str] = []
         reason: FinishReason | None = None
         usage: Usage | None = None
         notes: tuple[str, ...] = ()
-        silent = True
         started = time.perf_counter()
         deltas = engine.stream(call)
         try:
             async for delta in deltas:
                 if delta.text:
-                    if silent:
-                        silent = False
+                    if not texts:
                         self._exchange.came(key)
+                    texts.append(delta.text)
                     self._put_text(key, delta.text)
                 if delta.finish_reason is not None:
                     reason = delta.finish_reason
@@ -163,27 +164,28 @@ class _Calls:
                 if delta.notes:
                     notes += delta.notes
         except asyncio.CancelledError:
-            return CallEnd(key, "cancelled", usage, notes)
+            return "".join(texts), CallEnd(key, "cancelled", usage, notes)
         except Exception as exc:  # noqa: BLE001 - an engine is someone else's code, and the request must go on
-            return CallFailed(key, as_engine_error(engine, exc), usage)
+            return "".join(texts), CallFailed(key, as_engine_error(engine, exc), usage)
         finally:
             if aclose := getattr(deltas, "aclose", None):
                 await aclose()
         if reason is None:
-            return CallFailed(key, EngineError(f"the engine {engine.name!r} ended its stream without a reason"), usage)
+            error = EngineError(f"the engine {engine.name!r} ended its stream without a reason")
+            return "".join(texts), CallFailed(key, error, usage)
         if usage is not None and usage.seconds is None:
             usage = replace(usage, seconds=time.perf_counter() - started)
-        return CallEnd(key, reason, usage, notes)
+        return "".join(texts), CallEnd(key, reason, usage, notes)
 
-    async def _generate(self, key: CallKey, call: Call) -> CallEnd | CallFailed:
+    async def _generate(self, key: CallKey, call: Call) -> tuple[str, CallEnd | CallFailed]:
         engine = self._parts.engine(key)
         try:
             [result] = await generate(engine, [call])
         except asyncio.CancelledError:
-            return CallEnd(key, "cancelled")
+            return "", CallEnd(key, "cancelled")
         if isinstance(result, EngineError):
-            return CallFailed(key, result)
+            return "", CallFailed(key, result)
         if result.text:
             self._exchange.came(key)
             self._put_text(key, result.text)
-        return CallEnd(key, result.finish_reason, result.usage, result.notes)
+        return result.text, CallEnd(key, result.finish_reason, result.usage, result.notes)

@@ -199,6 +199,16 @@ async def test_when_the_leader_s_teacher_fails_every_follower_asks_for_itself():
     assert len(held.engine.calls) == 4
 
 
+async def test_followers_do_not_wait_for_a_reader_who_does_not_read():
+    teacher = ScriptedEngine(SENTENCE)
+    made = parts(teacher, GuidanceCache(MemoryStore()), Book())
+    idle = run_exchange(Exchange(replace(ASKED, request_id="idle"), made), made)
+    await anext(idle)  # the first text, and then nothing is read any more
+    assert (await streamed(ASKED, made)).cached
+    assert len(teacher.calls) == 1
+    await idle.aclose()
+
+
 async def test_a_follower_that_goes_away_disturbs_neither_the_leader_nor_the_others():
     held = Held(Script(SENTENCE, hangs_after=7))
     leader, quitter, *others = await held.leader_and_followers(parts(held.engine, GuidanceCache(MemoryStore())))

@@ -16,7 +16,7 @@ from gkt_plugins.guidance.batch import BatchOptions, run_batch
 from gkt_plugins.guidance.events import Emit, Finish, Request, Rules
 from gkt_plugins.guidance.exchange import Exchange, Parts
 from gkt_plugins.guidance.policies import FixedLength, WordCut
-from gkt_plugins.guidance.request import Piece, run_exchange, run_request
+from gkt_plugins.guidance.request import run_exchange, run_request
 from gkt_plugins.testing.accounts import Book
 from gkt_plugins.testing.engines import EchoEngine, Script, ScriptedEngine, by_characters, in_one_piece, until
 
@@ -348,66 +348,3 @@ async def test_closing_a_request_for_a_whole_answer_cancels_its_calls():
         await task
     assert len(student.cancelled) == 1
     assert book.statuses() == [("student", "cancelled")]
-
-
-async def read_into(seen: list[Piece], made: Parts) -> None:
-    async for piece in run_request(ask(SENTENCE), made):
-        seen.append(piece)  # noqa: PERF401 - one by one, for whoever looks meanwhile
-
-
-class SlowBook(Book):
-    """A ledger whose closings wait until they are let through."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.let_through = asyncio.Event()
-
-    async def closed(self, record: UsageRecord) -> UsageRecord:
-        await self.let_through.wait()
-        return await super().closed(record)
-
-
-async def test_the_student_begins_while_the_teacher_s_record_is_written_and_the_answer_ends_after_it():
-    book, student = SlowBook(), EchoEngine(name="edge")
-    seen: list[Piece] = []
-    task = asyncio.create_task(read_into(seen, parts(ScriptedEngine(SENTENCE), student, book)))
-    await until(lambda: student.finished)
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert "".join(piece.text for piece in seen if isinstance(piece, Emit)) == SENTENCE
-    assert not any(isinstance(piece, Finish) for piece in seen)
-    assert book.closings == []
-    book.let_through.set()
-    await task
-    assert isinstance(seen[-1], Finish)
-    assert book.statuses() == [("teacher", "final"), ("student", "final")]
-
-
-async def test_a_reader_who_goes_away_while_a_record_is_written_takes_none_back():
-    book, student = SlowBook(), EchoEngine(name="edge")
-    task = asyncio.create_task(streamed(ask(SENTENCE), parts(ScriptedEngine(SENTENCE), student, book)))
-    await until(lambda: student.finished)
-    task.cancel()
-    for _ in range(20):
-        await asyncio.sleep(0)
-    book.let_through.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert sorted(record.role for record in book.closings) == ["student", "teacher"]
-    assert book.nothing_is_open()
-
-
-@pytest.mark.parametrize("role", ["teacher", "student"])
-async def test_a_record_that_cannot_be_written_fails_the_answer_before_its_end(role):
-    class Full(Book):
-        async def closed(self, record: UsageRecord) -> UsageRecord:
-            if record.role == role:
-                raise BackendError("the disk is full")
-            return await super().closed(record)
-
-    seen: list[Piece] = []
-    with pytest.raises(BackendError, match="the disk is full"):
-        await read_into(seen, parts(ScriptedEngine(SENTENCE), EchoEngine(), Full()))
-    assert not any(isinstance(piece, Finish) for piece in seen)
-    with pytest.raises(BackendError, match="the disk is full"):
-        await batched([ask(SENTENCE)], parts(ScriptedEngine(SENTENCE), EchoEngine(), Full()))
