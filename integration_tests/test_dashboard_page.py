@@ -328,6 +328,9 @@ def test_with_keys_the_page_asks_for_an_admin_s_and_keeps_it_in_this_tab_alone(v
     field = page.get_by_label("Admin key")
     expect(field).to_be_focused()
     assert violations(page) == []
+    field.fill("schlüssel")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("only the characters of ASCII")
     field.fill("sk-of-nobody")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("Not let in")

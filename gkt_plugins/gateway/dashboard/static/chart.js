@@ -36,7 +36,7 @@ export function chart(section, spec) {
   state.canvas.hidden = empty;
   state.table.hidden = empty;
   if (state.legend) state.legend.hidden = empty;
-  state.canvas.setAttribute("aria-label", `${spec.title}. ${spec.summary}`);
+  state.canvas.setAttribute("aria-label", `${spec.title}. ${spec.summary} The arrow keys read single values.`);
   fill(state.table, el("summary", {}, "As a table"), table(spec.title, [spec.xName, ...readable(spec).map(({ name }) => name)], rows(spec)));
   if (empty) {
     state.readout.textContent = "";

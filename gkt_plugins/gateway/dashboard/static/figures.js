@@ -33,5 +33,5 @@ export async function fetchFigures(query, signal) {
   const body = await reply.json().catch(() => null);
   if (reply.ok && body) return body;
   const message = body?.error?.message ?? `the gateway answered with status ${reply.status}`;
-  throw new FetchError(message, { locked: (reply.status === 401 || reply.status === 403) && body?.error !== undefined });
+  throw new FetchError(message, { locked: reply.status === 401 || body?.error?.code === "admin_required" });
 }

@@ -84,14 +84,23 @@ function askForKey(message) {
 
 byId("key").addEventListener("submit", (event) => {
   event.preventDefault();
-  key.set(byId("key-text").value.trim());
+  const text = byId("key-text").value.trim();
   byId("key-text").value = "";
-  refresh();
+  if (/^[\x20-\x7e]+$/.test(text)) {
+    key.set(text);
+    refresh();
+  } else {
+    byId("notice").textContent = "That is no key: a key has only the characters of ASCII.";
+    byId("notice").hidden = false;
+  }
 });
 byId("forget").addEventListener("click", () => {
   key.forget();
   refresh();
 });
-document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : refresh()));
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) clearTimeout(timer);
+  else if (isLive() || failures) refresh();
+});
 watch(refresh, repaint);
 refresh();
