@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from gkt_plugins.accounting._store import Group, Result
+from gkt_plugins.errors import BackendError
 
 __all__ = ["WriterThread"]
+
+_log = logging.getLogger(__name__)
 
 _GROUP = 512
 """Most operations of one commit."""
@@ -71,7 +75,7 @@ class WriterThread:
         try:
             results = self._write(group)
         except Exception as exc:  # noqa: BLE001 - it belongs to the callers who wait, and this thread must live on
-            results = [exc] * len(waiting)
+            results = [_own(exc) for _ in waiting]
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Result]]] = {}
         for one, result in zip(waiting, results, strict=True):
             by_loop.setdefault(one.loop, []).append((one.done, result))
@@ -80,11 +84,19 @@ class WriterThread:
                 loop.call_soon_threadsafe(_tell, outcomes)
 
 
+def _own(exc: Exception) -> Exception:
+    """An error of each caller's own, since each raises it through a stack of its own."""
+    error = BackendError(*exc.args) if isinstance(exc, BackendError) else BackendError(f"the ledger failed: {exc!r}")
+    error.__cause__ = exc
+    return error
+
+
 def _tell(outcomes: Sequence[tuple[asyncio.Future[Any], Result]]) -> None:
     for done, result in outcomes:
-        if done.done():
-            continue  # cancelled
-        if isinstance(result, Exception):
+        if done.done():  # cancelled: whoever waited has gone, and would not hear of a failure
+            if isinstance(result, Exception):
+                _log.error("%s; nobody waits for that record any more", result)
+        elif isinstance(result, Exception):
             done.set_exception(result)
         else:
             done.set_result(result)

@@ -109,6 +109,21 @@ async def test_a_record_is_kept_even_when_the_waiting_task_is_cancelled(ledger: 
     assert closing(record) in list(ledger.records())
 
 
+async def test_a_record_that_fails_when_nobody_waits_for_it_any_more_is_said_in_the_log(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    sql(ledger, "PRAGMA query_only = ON")
+    task = asyncio.create_task(ledger.closed(closing(opening())))
+    await asyncio.sleep(0)  # the record is handed over
+    task.cancel()
+    with pytest.raises(BackendError):
+        await ledger.opened(opening("later"))  # after it
+    [record] = caplog.records
+    assert "could not be written" in record.getMessage()
+    assert record.getMessage().endswith("; nobody waits for that record any more")
+    sql(ledger, "PRAGMA query_only = OFF")
+
+
 async def test_closing_the_ledger_marks_its_open_calls_and_refuses_more(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "gkt.db")
     await ledger.opened(opening())
