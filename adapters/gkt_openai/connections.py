@@ -18,6 +18,10 @@ __all__ = ["Connections"]
 
 _KEEP_IDLE_S = 4.0
 """Less than the five seconds after which common servers close an idle connection."""
+_STALE_WITHIN_S = 1.0
+"""A used connection that ends so soon without an answer had been closed by the server before; another is taken, once.
+One that ends later may have had the request worked on, which is for the caller to judge."""
+_HUNG_UP = (httpcore2.ReadError, httpcore2.WriteError, httpcore2.RemoteProtocolError)
 
 
 class Connections(httpx2.AsyncBaseTransport):
@@ -43,15 +47,23 @@ class Connections(httpx2.AsyncBaseTransport):
             content=request.stream,
             extensions=request.extensions,
         )
-        connection = await self._connection()
-        try:
-            response = await connection.handle_async_request(inner)
-        except BaseException:
-            await connection.aclose()
-            raise
-        return httpx2.Response(
-            response.status, headers=response.headers, stream=_Body(self, connection, response), request=request
-        )
+        begun = time.monotonic()
+        connection = await self._idle_connection()
+        while True:
+            used = connection is not None
+            connection = connection or self._new_connection()
+            try:
+                response = await connection.handle_async_request(inner)
+            except BaseException as exc:
+                await connection.aclose()
+                stale = used and isinstance(exc, _HUNG_UP) and time.monotonic() - begun < _STALE_WITHIN_S
+                if not stale:
+                    raise
+                connection = None
+            else:
+                return httpx2.Response(
+                    response.status, headers=response.headers, stream=_Body(self, connection, response), request=request
+                )
 
     async def aclose(self) -> None:
         """Close idle connections; those in use are closed when their responses are."""
@@ -59,12 +71,15 @@ class Connections(httpx2.AsyncBaseTransport):
         while self._idle:
             await self._idle.pop()[1].aclose()
 
-    async def _connection(self) -> httpcore2.AsyncHTTPConnection:
+    async def _idle_connection(self) -> httpcore2.AsyncHTTPConnection | None:
         while self._idle:
             _, connection = self._idle.pop()
             if not connection.has_expired():
                 return connection
             await connection.aclose()
+        return None
+
+    def _new_connection(self) -> httpcore2.AsyncHTTPConnection:
         return httpcore2.AsyncHTTPConnection(
             self._origin, ssl_context=self._ssl_context, keepalive_expiry=_KEEP_IDLE_S, http2=False
         )

@@ -47,6 +47,8 @@ class Fault:
     """The next frame is not UTF-8."""
     error_after: int | None = None
     """An error object comes in place of the next frame."""
+    hang_up: bool = False
+    """The request is read, and the connection closed."""
     silent: bool = False
     """The request is read, and nothing is ever answered."""
     duplicate: bool = False
@@ -286,6 +288,9 @@ class _Run:
 
     async def play(self, wire: Wire) -> None:
         reply, fault = self._reply, self._fault
+        if fault.hang_up:
+            wire.cut()
+            return
         if fault.silent:
             await asyncio.Event().wait()
         if reply.first_token_s:

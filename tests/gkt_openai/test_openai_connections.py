@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from gkt_openai.engine import OpenAIEngine
+from gkt_openai.errors import EndpointError
 from gkt_openai.options import OpenAIOptions
 from gkt_plugins.contracts import BuildContext, Call, Prompt
 from gkt_plugins.errors import ConfigError
@@ -47,6 +48,21 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used(engine_
             assert await text_of(engine) == "fine"
             upstream.close_connections()
             assert await asyncio.to_thread(upstream.wait_until, lambda up: not up.connections)
+
+
+async def test_a_connection_that_the_server_closes_at_the_next_request_is_replaced_once(engine_of):
+    with Upstream(["fine", Reply("lost", fault=Fault(hang_up=True)), "fine"]) as upstream:
+        engine = engine_of(upstream)
+        assert [await text_of(engine) for _ in range(2)] == ["fine", "fine"]
+        assert len(upstream.received) == 3
+
+
+async def test_a_new_connection_that_is_closed_without_an_answer_is_an_error(engine_of):
+    with Upstream(Reply("lost", fault=Fault(hang_up=True))) as upstream:
+        [error] = await engine_of(upstream).generate([CALL])
+        assert len(upstream.received) == 1
+    assert isinstance(error, EndpointError)
+    assert (error.code, error.retryable) == ("upstream_broken", True)
 
 
 async def test_many_streams_at_once_each_have_their_own_text(engine_of):
