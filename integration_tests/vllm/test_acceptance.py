@@ -54,7 +54,7 @@ def sampled(llm: Any, chats: list[Any], counters: Any, **extra: float) -> Counts
     from vllm import SamplingParams
 
     before = counters(llm)
-    params = SamplingParams(temperature=temperature, max_tokens=MAX_TOKENS, ignore_eos=True, extra_args=extra or None)
+    params = SamplingParams(temperature=1.0, max_tokens=MAX_TOKENS, ignore_eos=True, extra_args=extra or None)
     llm.chat(chats, params, use_tqdm=False)
     after = counters(llm)
     positions = [
