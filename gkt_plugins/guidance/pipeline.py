@@ -136,7 +136,7 @@ class Pipeline:
         :raises GktError: it cannot be answered. A choice that failed says so in :attr:`Choice.error`.
         """
         exchange = Exchange(self.request(prompt, sampling=sampling, n=n), self.parts)
-        async with aclosing(run_exchange(exchange, self.parts)) as pieces:
+        async with aclosing(run_exchange(exchange, self.parts, whole=True)) as pieces:
             async for _ in pieces:
                 pass
         return exchange.answer

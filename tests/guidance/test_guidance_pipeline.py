@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from gkt_plugins.config import Config, load_config
 from gkt_plugins.contracts import BuildContext, Engine, Factory, Message, Options, Prompt, Sampling
 from gkt_plugins.errors import ConfigError, EngineError
 from gkt_plugins.guidance.events import Emit
-from gkt_plugins.guidance.pipeline import Pipeline, answer_all
+from gkt_plugins.guidance.pipeline import Pipeline, answer_all, open_pipelines
 from gkt_plugins.guidance.presets import PRESETS
 from gkt_plugins.hookspecs import hookimpl
 from gkt_plugins.plugins import Plugins
@@ -208,3 +209,34 @@ def test_an_unknown_preset_is_answered_with_the_known_ones(tmp_path, plugins):
 def test_negative_guidance_tokens_are_refused_where_they_are_written(tmp_path, plugins):
     with pytest.raises(ConfigError, match=r"pipelines\.default\.guidance\.tokens"):
         written(tmp_path, plugins, TOML.replace("tokens = 3", "tokens = -1"))
+
+
+async def test_pipelines_of_one_configuration_share_ledger_cache_and_what_is_learnt_of_engines(tmp_path, fakes):
+    more = '[cache]\n[retries]\nattempts = 1\n[pipelines.other]\nteacher = "cloud"\nstudent = "edge"\n'
+    path = tmp_path / "gkt.toml"
+    path.write_text(TOML + more + "guidance.tokens = 3\n")
+    plugins = plugins_from(fakes)
+    async with AsyncExitStack() as stack:
+        config = load_config(path, plugins=plugins)
+        opened = await open_pipelines(["default", "other"], config, plugins, {}, stack)
+        assert len(fakes.built) == 2
+        first, second = opened["default"], opened["other"]
+        assert first.cache is second.cache is not None
+        assert first.attempts is second.attempts
+        assert first.attempts.wait_s("cloud", EngineError("busy", retryable=True), 0) is None
+        cached = []
+        for made in (first, second):
+            async with Pipeline.of(made) as pipeline:
+                cached.append((await pipeline.answer(Prompt(text="the cat sat on the mat and slept"))).cached)
+    assert cached == [False, True]
+    assert (tmp_path / "guidance.db").is_file()
+
+
+async def test_a_cutting_policy_of_another_name_has_entries_of_its_own(tmp_path, fakes):
+    path = tmp_path / "gkt.toml"
+    path.write_text(TOML + '[pipelines.other]\nteacher = "cloud"\nstudent = "edge"\nguidance.cut = "sentence"\n')
+    plugins = plugins_from(fakes)
+    async with AsyncExitStack() as stack:
+        opened = await open_pipelines(["default", "other"], load_config(path, plugins=plugins), plugins, {}, stack)
+        assert opened["default"].rules.cutting_name == "word {}"
+        assert opened["other"].rules.cutting_name == "sentence {}"
