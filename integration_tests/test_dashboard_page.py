@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from calendar import timegm
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,36 @@ def test_currencies_stand_side_by_side(visitor, tmp_path):
         expect(page.locator("#money .block")).to_have_count(2)
         expect(page.locator("#money .block").nth(1)).to_contain_text("EUR0.012")
         expect(page.locator("#pipelines")).to_contain_text("EUR 0.012 + USD 0.00065")
+        expect(page.get_by_role("img", name="Money, USD")).to_be_visible()
+        expect(page.get_by_role("img", name="Money, EUR. EUR 0.012 in all.")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("call", "reads"),
+    [
+        ("amount('0')", "0.00"),
+        ("amount('0.000745')", "0.000745"),
+        ("amount('0.0123456')", "0.0123"),
+        ("amount('-0.5')", "-0.50"),
+        ("amount('12.345')", "12.35"),
+        ("amount('1234567.89')", "1,234,568"),
+        ("share(null)", "unknown"),
+        ("share(0)", "0 %"),
+        ("share(0.0004)", "< 0.1 %"),
+        ("share(0.0213)", "2.1 %"),
+        ("share(0.4567)", "46 %"),
+        ("share(0.9996)", "> 99.9 %"),
+        ("share(1)", "100 %"),
+        ("duration(null)", "unknown"),
+        ("duration(0.00123)", "1.2 ms"),
+        ("duration(0.2049)", "205 ms"),
+        ("duration(1.084)", "1.08 s"),
+        ("duration(72)", "72.0 s"),
+    ],
+)
+def test_numbers_are_rounded_to_what_says_something_and_never_to_a_zero_that_is_none(visitor, gateway, call, reads):
+    page = visitor.open(gateway)
+    assert page.evaluate(f"import('/dashboard/format.js').then(({{ amount, share, duration }}) => {call})") == reads
 
 
 def test_the_table_behind_a_chart_has_the_chart_s_numbers(visitor, gateway):
@@ -258,7 +289,7 @@ def test_any_two_dates_make_a_range(visitor, gateway):
     page.fill("input[name=from]", since)
     page.fill("input[name=to]", until)
     page.locator("input[name=to]").blur()
-    seconds = [int(time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M"))) - time.timezone for text in (since, until)]
+    seconds = [timegm(time.strptime(text, "%Y-%m-%dT%H:%M")) for text in (since, until)]
     told = figures(gateway, f"since={seconds[0]}&until={seconds[1]}")["requests"]["total"]
     expect(page.locator("#numbers dd").first).to_have_text(f"{told:,}")
 

@@ -24,7 +24,7 @@ export function repaint() {
 export function chart(section, spec) {
   const kind = JSON.stringify([spec.title, spec.series.map(({ name }) => name)]);
   let state = drawn.get(section.id);
-  if (state?.kind !== kind) {
+  if (state?.kind !== kind || state.section !== section) {
     state?.stop?.();
     state = build(section, spec, kind);
     drawn.set(section.id, state);
@@ -61,7 +61,7 @@ function rows(spec) {
 }
 
 function build(section, spec, kind) {
-  const state = { kind, spec, plot: null };
+  const state = { kind, section, spec, plot: null };
   state.readout = el("p", { class: "readout", "aria-live": "polite" });
   state.canvas = el("div", { class: "canvas", role: "img", tabindex: "0", onkeydown: (event) => walk(state, event) });
   state.empty = el("p", { class: "empty" });

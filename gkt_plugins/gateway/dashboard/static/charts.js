@@ -1,8 +1,8 @@
 // What the four charts show.
 
 import { chart } from "./chart.js";
-import { byId } from "./dom.js";
-import { amount, count, duration, money, names, plural, share, shortDuration, stretch } from "./format.js";
+import { byId, el } from "./dom.js";
+import { amount, count, duration, money, plural, share, shortDuration, stretch } from "./format.js";
 
 const MINUTE = 60, HOUR = 3600, DAY = 86_400;
 const TIME_STEPS = [MINUTE, 5 * MINUTE, 10 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 2 * DAY, 7 * DAY, 14 * DAY, 30 * DAY, 60 * DAY, 90 * DAY, 180 * DAY, 365 * DAY];
@@ -15,7 +15,7 @@ export function drawCharts(figures) {
     origin: new Date(figures.since * 1000).getTimezoneOffset() * MINUTE,
     ticks: tick(figures.until - figures.since), where: (index) => stretch(series.start[index], length),
   };
-  drawMoneyChart(overTime, figures);
+  drawMoneyCharts(overTime, figures);
   drawRequests(overTime, figures);
   drawLatencies(overTime, figures);
   drawGuidance(figures.guidance);
@@ -30,22 +30,34 @@ function tick(range) {
   };
 }
 
-function drawMoneyChart(overTime, { series, money: { teacher_alone: alone, spent } }) {
-  const compared = alone.by_currency[0];
-  const currency = compared?.currency ?? spent[0]?.currency;
-  const numbers = (texts) => texts.map(Number);
-  const others = [...new Set([...Object.keys(series.compared), ...Object.keys(series.spent)])].filter((other) => other !== currency);
-  const bars = compared ? [
-    { name: "Spent", values: numbers(series.compared[currency].actual), colour: "accent", bars: true, order: 1 },
-    { name: "Teacher alone (estimate)", values: numbers(series.compared[currency].estimate), colour: "ink", marks: true, order: 2 },
-  ] : [{ name: "Spent", values: currency ? numbers(series.spent[currency]) : overTime.x.map(() => 0), colour: "accent", bars: true }];
-  chart(byId("chart-money"), {
+/** One chart a currency, because amounts of different ones do not belong on one axis. */
+function drawMoneyCharts(overTime, figures) {
+  const { teacher_alone: alone, spent } = figures.money;
+  const currencies = [...new Set([...alone.by_currency, ...spent].map(({ currency }) => currency))];
+  const wanted = (currencies.length ? currencies : [""]).map((currency) => [`chart-money-${currency}`, currency]);
+  for (const section of document.querySelectorAll("[id^='chart-money-']")) {
+    if (!wanted.some(([id]) => id === section.id)) section.remove();
+  }
+  for (const [id, currency] of wanted) {
+    if (!byId(id)) byId("chart-requests").before(el("section", { class: "chart", id }));
+    drawMoneyChart(byId(id), currency, overTime, figures);
+  }
+}
+
+function drawMoneyChart(section, currency, overTime, { series, money: { teacher_alone: alone, spent } }) {
+  const compared = alone.by_currency.find((comparison) => comparison.currency === currency);
+  const total = spent.find((sum) => sum.currency === currency);
+  const spentBars = (texts) => ({ name: "Spent", values: texts.map(Number), colour: "accent", bars: true, order: 1 });
+  chart(section, {
     ...overTime,
     title: currency ? `Money, ${currency}` : "Money",
-    series: bars,
+    series: compared ? [
+      spentBars(series.compared[currency].actual),
+      { name: "Teacher alone (estimate)", values: series.compared[currency].estimate.map(Number), colour: "ink", marks: true, order: 2 },
+    ] : [spentBars(series.spent[currency] ?? overTime.x.map(() => "0"))],
     y: (value) => amount(String(value)),
     none: "No known cost in this time",
-    summary: (compared ? "Requests that can be compared." : currency ? `${money(currency, spent[0].amount)} in all.` : "") + (others.length ? ` ${names(others)}: see above.` : ""),
+    summary: compared ? "Requests that can be compared." : total ? `${money(currency, total.amount)} in all.` : "",
   });
 }
 
