@@ -40,8 +40,6 @@ def _told(engine: str, cause: Exception) -> EngineError:
     response = _response(cause)
     status = None if response is None else response.status_code
     kind = type(cause) if status is None else _BY_STATUS.get(status, HfHubHTTPError)
-    if isinstance(cause, EngineError):
-        return cause
     if issubclass(kind, OverloadedError):
         sentence = f"{named} is overloaded ({_said(cause, response)}); try again later, or lower its concurrency"
         return EngineError(sentence, retryable=True, retry_after_s=_retry_after_s(response), refused=True)

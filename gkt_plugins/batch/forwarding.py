@@ -77,29 +77,45 @@ class Forwarding:
             started_at=time.time(),
             pipeline=self._parts.name,
         )
-        if self._parts.accounts is not None:
-            await self._parts.accounts.opened(record)
+        try:
+            if self._parts.accounts is not None:
+                await self._parts.accounts.opened(record)
+        except BaseException:
+            breaker.dropped()
+            raise
         began = time.perf_counter()
         found: dict[str, Any] = {}
         status: Literal["final", "failed", "cancelled"] = "cancelled"
         error: EngineError | None = None
         try:
-            async for response in forwarder.forward(self._asked.route, self._asked.body):
-                found = dict(response)
-            if not found:
-                raise EngineError(f"the engine {engine.name!r} gave no answer to a forwarded request", retryable=True)
+            found = await self._ask(forwarder)
             status = "final"
             breaker.succeeded()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - an engine is someone else's code
             status, error = "failed", as_engine_error(engine, exc)
             (breaker.failed if error.retryable else breaker.dropped)()
-            raise error from exc
         finally:
             if status == "cancelled":
                 breaker.dropped()
             usage = replace(self._usage(found, error), seconds=time.perf_counter() - began)
             closed = replace(record, status=status, usage=usage)
             self.records.append(closed if self._parts.accounts is None else await self._parts.accounts.closed(closed))
+        if error is not None:
+            raise error
+        return found
+
+    async def _ask(self, forwarder: Forwarder) -> dict[str, Any]:
+        responses = forwarder.forward(self._asked.route, self._asked.body)
+        found: dict[str, Any] = {}
+        try:
+            async for response in responses:
+                found = dict(response)
+        finally:
+            if aclose := getattr(responses, "aclose", None):
+                await aclose()
+        if not found:
+            named = repr(self._parts.student.name)
+            raise EngineError(f"the engine {named} gave no answer to a forwarded request", retryable=True)
         return found
 
     def _usage(self, found: Mapping[str, Any], error: EngineError | None) -> Usage:

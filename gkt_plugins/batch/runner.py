@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from gkt_plugins.accounting.accountant import Accountant
 from gkt_plugins.accounting.requests import RequestRecord
 from gkt_plugins.batch.forwarding import Forwarding
-from gkt_plugins.batch.lines import BatchLine
+from gkt_plugins.batch.lines import BatchLine, read_line
 from gkt_plugins.batch.outcomes import Outcome, answered, failed
 from gkt_plugins.contracts import Sampling, UsageRecord
 from gkt_plugins.errors import BackendError, EngineError, GktError
@@ -108,13 +108,18 @@ class Runner:
                     else:
                         yield outcome
             if again:
-                async with aclosing(self._pass(name, lines, set(again))) as outcomes:
+                async with aclosing(self._pass(name, lines, again)) as outcomes:
                     async for outcome in outcomes:
                         yield outcome.after(again[outcome.number])
 
-    async def _pass(self, name: str, lines: Lines, numbers: set[int] | None) -> AsyncGenerator[Outcome, None]:
-        """The lines of one pipeline, or those of them with these numbers."""
-        chosen = (line for line in lines() if line.pipeline == name and (numbers is None or line.number in numbers))
+    async def _pass(self, name: str, lines: Lines, again: Collection[int] | None) -> AsyncGenerator[Outcome, None]:
+        """The lines of one pipeline; or those of them with these numbers, ``again``."""
+        chosen: Iterable[BatchLine] = (line for line in lines() if line.pipeline == name)
+        if again is not None:  # with ids of their own, in a ledger that knows the first try
+            known = samplings(self._config)
+            chosen = (
+                read_line(line.number, line.source, known, pipeline=name) for line in chosen if line.number in again
+            )
         work = _Pass(self._parts[name], self._ladder, self._options(name))
         task = asyncio.create_task(work.answer(chosen))
         try:
