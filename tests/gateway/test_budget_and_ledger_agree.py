@@ -41,7 +41,7 @@ attempts = 2
 wait_s = 0.005
 breaker_failures = 1000
 [budget]
-per_day = "0.008"
+per_day = "0.005"
 """
 TEXT = "The cat sat on the mat and slept until the sun went down behind the hill."
 REQUESTS = 240
@@ -107,8 +107,9 @@ def test_whatever_happens_nothing_stays_held_and_the_budget_spent_what_the_ledge
     records = list(read_records(tmp_path / "gkt.db"))
     assert {record.status for record in records} == {"final", "failed", "cancelled"}
     assert spent == sum(record.cost_nano for record in records)
+    assert spent <= 5_000_000  # what 0.005 is in nano-units
     statuses = {record.status for record in read_requests(tmp_path / "gkt.db")}
-    assert statuses == {"ok", "error", "cancelled", "refused"}
+    assert {"ok", "cancelled", "refused"} <= statuses <= {"ok", "cancelled", "refused", "error"}
 
 
 def held(folder) -> list[tuple[object, ...]]:
