@@ -91,7 +91,7 @@ def continued(turns: list[dict[str, Any]], prefix: str, chat_route: ChatRoute) -
     """The fields of a chat whose answer begins with ``prefix``.
 
     Sources: vLLM and SGLang for ``continue_final_message``; Mistral and DeepSeek for ``prefix``; Moonshot and Alibaba
-    Cloud for ``partial``; llama.cpp's server and Anthropic go on from a trailing message without being told.
+    Cloud for ``partial``; llama.cpp's server goes on from a trailing message without being told.
     """
     last: dict[str, Any] = {"role": "assistant", "content": prefix}
     if chat_route in ("prefix", "partial"):
