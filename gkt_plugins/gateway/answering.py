@@ -21,7 +21,10 @@ async def finish(turn: Turn) -> None:
     """Answer, and put on record what became of it."""
     code = ""
     try:
-        async with Presence(turn.receive), asyncio.timeout(turn.state.config.gateway.request_timeout_s):
+        async with (
+            Presence(turn.receive, lambda: turn.complete),
+            asyncio.timeout(turn.state.config.gateway.request_timeout_s),
+        ):
             await _answer(turn)
     except ClientGoneError:
         await turn.over("cancelled")

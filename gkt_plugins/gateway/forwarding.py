@@ -12,7 +12,7 @@ from typing import Any
 
 from gkt_plugins.errors import EngineError
 from gkt_plugins.gateway.forwarded_call import ForwardedCall
-from gkt_plugins.gateway.turns import Turn, send_json
+from gkt_plugins.gateway.turns import Turn
 from gkt_plugins.guidance.exchange import as_engine_error
 from gkt_plugins.openai_wire.errors import InvalidRequest
 from gkt_plugins.openai_wire.provenance import Provenance
@@ -129,8 +129,7 @@ async def _end(turn: Turn, last: dict[str, Any]) -> None:
     told = _provenance(turn)
     last["gkt"] = told.as_json()
     if not turn.asked.stream:
-        turn.begun = True
-        await send_json(turn.send, 200, last, turn.headers(told))
+        await turn.answer(last, told)
         return
     if not turn.begun:
         await turn.begin_stream()

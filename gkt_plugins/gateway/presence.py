@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 
 from starlette.types import Receive
@@ -18,8 +19,10 @@ class Presence:
     """Cancels what runs inside the ``async with`` block when the client goes away, and raises
     :class:`ClientGoneError` from it. To be entered once the request's body has been read."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, complete: Callable[[], bool]) -> None:
+        """``complete``: the answer is out, so that servers report a client as gone that is still there."""
         self._receive = receive
+        self._complete = complete
         self._gone = False
 
     async def __aenter__(self) -> Presence:
@@ -44,5 +47,7 @@ class Presence:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass  # anything else belongs to a body that is complete
+        if self._complete():
+            return
         self._gone = True
         self._task.cancel()

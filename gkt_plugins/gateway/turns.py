@@ -82,7 +82,9 @@ class Turn:
         """Of those calls."""
         self.forwarded = False
         self.begun = False
-        """The response's head is out."""
+        """The response's head is out, or about to be."""
+        self.complete = False
+        """So is its last byte: whether the client stays is all one now."""
         self.first_text: float | None = None
         self.failed_choice = ""
         """Code of the error of a choice that failed beside others that did not."""
@@ -113,8 +115,14 @@ class Turn:
         self.first_text = time.perf_counter()
         await self.send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS + own})
 
+    async def answer(self, body: Mapping[str, Any], told: Provenance) -> None:
+        """The whole response."""
+        self.begun = self.complete = True
+        await send_json(self.send, 200, body, self.headers(told))
+
     async def write(self, data: bytes, *, more: bool = True) -> None:
         """A piece of the stream."""
+        self.complete = not more
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def fail(self, error: BaseException) -> str:

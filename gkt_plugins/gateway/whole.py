@@ -6,7 +6,7 @@ import asyncio
 from contextlib import aclosing
 
 from gkt_plugins.errors import GktError
-from gkt_plugins.gateway.turns import Turn, send_json
+from gkt_plugins.gateway.turns import Turn
 from gkt_plugins.guidance.exchange import Exchange, Parts
 from gkt_plugins.guidance.request import run_exchange
 from gkt_plugins.openai_wire.errors import error_code
@@ -31,9 +31,7 @@ async def whole_answer(turn: Turn) -> None:
         raise error
     turn.failed_choice = next((error_code(error) for answer in answers for error in answer.errors), "")
     told = turn.provenance(answers)
-    body = reply(turn.asked, answers, told, created=turn.created)
-    turn.begun = True
-    await send_json(turn.send, 200, body, turn.headers(told))
+    await turn.answer(reply(turn.asked, answers, told, created=turn.created), told)
 
 
 async def _run(exchange: Exchange, parts: Parts) -> None:

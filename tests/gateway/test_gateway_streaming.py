@@ -108,6 +108,7 @@ async def test_several_prompts_stream_beside_each_other(gateway):
     assert [texts(events, index) for index in range(4)] == [ANSWER] * 4
     assert events[-1] == "[DONE]"
     assert json.loads(events[-2])["gkt"]["guidance_tokens"] == 4
+    assert [record.status for record in await running.requests()] == ["ok"]
 
 
 async def test_one_prompt_of_several_that_cannot_be_answered_ends_the_others(gateway):
