@@ -21,7 +21,15 @@ HEAVY = (
     "matplotlib",
     "scipy",
     "sqlalchemy",
+    "alembic",
+    "psycopg",
     "httpx2",
+    "orjson",
+    "prometheus_client",
+    "opentelemetry",
+    "huggingface_hub",
+    "ray",
+    "redis",
 )
 
 PLUGIN_MODULES = sorted(
