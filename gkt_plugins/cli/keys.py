@@ -42,9 +42,11 @@ def new(
     pipeline: Annotated[
         list[str] | None, typer.Option("--pipeline", help="May use this one only; may be repeated.")
     ] = None,
-    requests_per_minute: Annotated[int | None, typer.Option("--requests-per-minute", min=1)] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option("--requests-per-minute", min=1, help="Beyond it, 429.")
+    ] = None,
     budget_per_day: Annotated[
-        str | None, typer.Option("--budget-per-day", metavar="AMOUNT", help='A decimal such as "2.50".')
+        str | None, typer.Option("--budget-per-day", metavar="AMOUNT", help='UTC; a decimal such as "2.50".')
     ] = None,
 ) -> None:
     """Make a key. It is shown this once, on stdout, and kept nowhere; the configuration has its SHA-256."""
