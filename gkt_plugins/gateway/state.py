@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gkt_plugins.accounting.accountant import Accountant
@@ -42,6 +43,14 @@ class Served:
     """For requests that do not say how."""
     forwarder: Forwarder | None
     """The student, where it speaks the OpenAI API itself."""
+
+    @cached_property
+    def fixed(self) -> tuple[str, ...]:
+        """Options that a preset fixes for one of the stages, whatever a request says."""
+        stages = (self.parts.rules.teacher_sampling, self.parts.rules.student_sampling)
+        return tuple(
+            key for key in ("temperature", "top_p") if any(getattr(stage, key) is not None for stage in stages)
+        )
 
     @property
     def teacher(self) -> str | None:

@@ -142,7 +142,9 @@ class Turn:
 
     def provenance(self, answers: Sequence[Answer]) -> Provenance:
         """What the response says of itself."""
-        notes = [*self.asked.notes, self.admission.note] if self.admission.note else self.asked.notes
+        notes = [*self.asked.notes, *([self.admission.note] if self.admission.note else [])]
+        if given := [key for key in self.served.fixed if self.asked.body.get(key) is not None]:
+            notes.append(f"left out: {', '.join(given)}, which the pipeline's preset fixes")
         return provenance(
             answers,
             teacher=self.served.teacher,

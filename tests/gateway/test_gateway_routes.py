@@ -138,6 +138,13 @@ async def test_a_dead_teacher_leaves_a_degraded_answer_that_says_so(gateway):
     assert (record.degraded, record.status) == (True, "ok")
 
 
+async def test_what_a_preset_fixes_cannot_be_asked_for_and_the_answer_says_so(gateway):
+    running = await gateway(toml=TWO.replace("guidance.tokens = 3", 'guidance.preset = "paper-gsm8k"'))
+    body = (await running.chat(temperature=0.3, gkt={"guidance_tokens": 3})).json()
+    assert body["gkt"]["notes"] == ["left out: temperature, which the pipeline's preset fixes"]
+    assert (await running.chat(gkt={"guidance_tokens": 3})).json()["gkt"]["notes"] == []
+
+
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
