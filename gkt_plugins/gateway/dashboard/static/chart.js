@@ -37,7 +37,7 @@ export function chart(section, spec) {
   state.table.hidden = empty;
   if (state.legend) state.legend.hidden = empty;
   state.canvas.setAttribute("aria-label", `${spec.title}. ${spec.summary} The arrow keys read single values.`);
-  fill(state.table, el("summary", {}, "As a table"), table(spec.title, [spec.xName, ...readable(spec).map(({ name }) => name)], rows(spec)));
+  fill(state.table, el("summary", {}, "As a table", el("span", { class: "hidden" }, `: ${spec.title}`)), table(spec.title, [spec.xName, ...readable(spec).map(({ name }) => name)], rows(spec)));
   if (empty) {
     state.readout.textContent = "";
     return;
