@@ -79,6 +79,12 @@ class TGIClient:
             return None
         return [_token(token) for token in response.raise_for_status().json()]
 
+    async def info(self) -> dict[str, Any]:
+        """What the server tells of itself."""
+        response = await self._http.get(self.url + "/info")
+        found: dict[str, Any] = response.raise_for_status().json()
+        return found
+
     async def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """``/v1/chat/completions``, untouched: a whole response."""
         response = await self._http.post(self.url + "/v1/chat/completions", json=body)

@@ -8,12 +8,23 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
-from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta, FinishReason, Usage
+from gkt_plugins.contracts import (
+    BuildContext,
+    Call,
+    Capabilities,
+    Completion,
+    Delta,
+    Finding,
+    FinishReason,
+    Message,
+    Usage,
+)
 from gkt_plugins.errors import ConfigError, EngineError
 from gkt_plugins.guidance.estimates import estimate_usage
 from gkt_plugins.guidance.stops import StopFilter, find_stop
 from gkt_tgi.client import TGIClient
 from gkt_tgi.failures import EXPECTED, engine_error
+from gkt_tgi.findings import findings
 from gkt_tgi.options import TGIOptions
 from gkt_tgi.parameters import chat_parameters, native_parameters
 from gkt_tgi.templates import ChatInputs
@@ -45,6 +56,7 @@ class TGIEngine:
             )
         self._client = TGIClient(options, key, context.resources.get("transport"))
         self._chats = ChatInputs(self._client)
+        self._concurrency = options.concurrency
         self._room = asyncio.Semaphore(options.concurrency)
 
     async def generate(self, calls: Sequence[Call]) -> list[Completion | EngineError]:
@@ -94,6 +106,15 @@ class TGIEngine:
                         yield chunk
             except EXPECTED as exc:
                 raise engine_error(self.name, exc) from exc
+
+    async def examine(self, *, refresh: bool = False) -> Sequence[Finding]:
+        """See :meth:`gkt_plugins.contracts.Examinable.examine`; always asked anew, and no token is spent."""
+        try:
+            info = await self._client.info()
+            templated = await self._client.templated([Message("user", "Hello.")])
+            return findings(info, self._concurrency, can_template=templated is not None)
+        except EXPECTED as exc:
+            raise engine_error(self.name, exc) from exc
 
     async def aclose(self) -> None:
         """Close the connections. Safe to call twice."""

@@ -41,7 +41,15 @@ COMMIT = "db931fcf42da018a3657580c64bf2720f167f9ab"
 PUBLISHED = "6224719a7eecbbd9d6dc0b98b73a5b9be19ee12d12a2144c5dc41da0b96a2e3b"
 """Fingerprint of that document."""
 
-ROUTES = ("/generate", "/generate_stream", "/tokenize", "/chat_tokenize", "/v1/chat/completions")
+ROUTES = {
+    "/generate": "post",
+    "/generate_stream": "post",
+    "/tokenize": "post",
+    "/chat_tokenize": "post",
+    "/v1/chat/completions": "post",
+    "/info": "get",
+}
+"""With the method of each."""
 
 _BINDING = {
     "$ref",
@@ -66,7 +74,7 @@ def reduced(document: Mapping[str, Any]) -> dict[str, Any]:
 
     :raises KeyError: the document lacks a route or a schema.
     """
-    paths = {route: {"post": _operation(document["paths"][route]["post"])} for route in ROUTES}
+    paths = {route: {method: _operation(document["paths"][route][method])} for route, method in ROUTES.items()}
     schemas: dict[str, Any] = {}
     waiting = list(_references(paths))
     while waiting:
@@ -88,10 +96,10 @@ def reduced(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _operation(operation: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "requestBody": {"content": _content(operation["requestBody"])},
-        "responses": {status: {"content": _content(said)} for status, said in operation["responses"].items()},
-    }
+    responses = {status: {"content": _content(said)} for status, said in operation["responses"].items()}
+    if "requestBody" not in operation:
+        return {"responses": responses}
+    return {"requestBody": {"content": _content(operation["requestBody"])}, "responses": responses}
 
 
 def _content(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,11 +153,11 @@ class Contract:
 
     def wrong_request(self, route: str, body: Any) -> str | None:
         """What the contract forbids in a request's ``body``; None where it is allowed."""
-        return self._wrong(("paths", route, "post", "requestBody", "content", "application/json"), body)
+        return self._wrong(("paths", route, ROUTES[route], "requestBody", "content", "application/json"), body)
 
     def wrong_response(self, route: str, body: Any, *, status: int = 200, kind: str = "application/json") -> str | None:
         """What the contract forbids in a response of ``kind``, or in one event of a stream."""
-        return self._wrong(("paths", route, "post", "responses", str(status), "content", kind), body)
+        return self._wrong(("paths", route, ROUTES[route], "responses", str(status), "content", kind), body)
 
     def _wrong(self, at: tuple[str, ...], body: Any) -> str | None:
         if at not in self._validators:

@@ -30,6 +30,18 @@ from gkt_plugins.testing.tgi_contract import ROUTES, Contract
 __all__ = ["TGIReceived", "TGIReply", "TGIServer"]
 
 _SPECIAL = re.compile(r"(<s>|</s>|<\|\w+\|>)")
+_INFO = {
+    "model_id": "models/scripted",
+    "version": "3.3.6",
+    "router": "text-generation-router",
+    "max_concurrent_requests": 128,
+    "max_best_of": 2,
+    "max_stop_sequences": 4,
+    "max_input_tokens": 1024,
+    "max_total_tokens": 2048,
+    "validation_workers": 2,
+    "max_client_batch_size": 4,
+}
 _STATUS = {"generation": 424, "overloaded": 429, "validation": 422, "incomplete_generation": 500}
 
 
@@ -112,8 +124,11 @@ class TGIServer:
 
     async def _answer(self, request: HttpRequest, wire: Wire) -> None:
         route, body = request.path, _json(request.body)
-        if route not in ROUTES or request.method != "POST":
+        if request.method != ROUTES.get(route, "").upper():
             await wire.json(404, {"error": f"no route {request.method} {route}", "error_type": "not_found"})
+            return
+        if route == "/info":
+            await self._json(wire, route, 200, _INFO)
             return
         wrong = self._contract.wrong_request(route, body)
         inputs = self._templated(body) if "messages" in (body or {}) else (body or {}).get("inputs", "")

@@ -9,7 +9,7 @@ import pytest
 from gkt_plugins.testing import tgi_contract
 from gkt_plugins.testing.tgi_contract import Contract, fingerprint, load_contract, reduced
 
-MADE_OF = "5a1def550fac55dddf514d3fe08127cd89e4b4bc9e97813fd85e5c45123ec515"
+MADE_OF = "8609720a6c423da6c3598c8dc7f32d585b62ecfa8e7035c3c7ce4a50ca6fbf52"
 """Fingerprint of the copy as it was made from the published document, whose own is in ``tgi_contract.PUBLISHED``."""
 
 CHUNK = {"id": "", "created": 1, "model": "m", "system_fingerprint": "3", "choices": []}

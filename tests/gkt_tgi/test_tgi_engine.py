@@ -8,7 +8,18 @@ from contextlib import aclosing
 
 import pytest
 
-from gkt_plugins.contracts import BuildContext, Call, Completion, Delta, Engine, Forwarder, Message, Prompt, Sampling
+from gkt_plugins.contracts import (
+    BuildContext,
+    Call,
+    Completion,
+    Delta,
+    Engine,
+    Examinable,
+    Forwarder,
+    Message,
+    Prompt,
+    Sampling,
+)
 from gkt_plugins.errors import ConfigError, EngineError
 from gkt_plugins.guidance.events import Rules
 from gkt_plugins.guidance.exchange import Parts
@@ -386,6 +397,24 @@ async def test_a_request_with_tools_is_forwarded_as_it_came_with_the_server_s_ow
     assert (len(chunks) > 1) is stream
     assert chunks[0]["object"] == ("chat.completion.chunk" if stream else "chat.completion")
     await engine.aclose()
+
+
+async def test_what_the_server_tells_of_itself_is_found_out_for_the_doctor(serve):
+    engine = engine_at(serve().url, concurrency=200)
+    assert isinstance(engine, Examinable)
+    found = {finding.name: finding for finding in await engine.examine()}
+    assert found["server"].value == "text-generation-inference 3.3.6, model models/scripted"
+    assert found["prefix route"].good
+    assert found["chats"].good
+    assert found["calls at a time"].good is False
+    assert "Set concurrency to 128 or less" in found["calls at a time"].advice
+    await engine.aclose()
+    engine = engine_at(serve(fast_tokenizer=False).url)
+    found = {finding.name: finding for finding in await engine.examine()}
+    assert (found["chats"].good, found["calls at a time"].good) == (False, True)
+    await engine.aclose()
+    with pytest.raises(EngineError, match="cannot be reached"):
+        await engine_at("http://127.0.0.1:9").examine()
 
 
 async def test_what_cannot_be_forwarded_says_why(serve):
