@@ -17,6 +17,7 @@ import httpx2
 from huggingface_hub import AsyncInferenceClient
 
 from gkt_plugins.contracts import Message
+from gkt_plugins.propagation import trace_headers
 from gkt_tgi.options import TGIOptions
 
 __all__ = ["TGIClient", "Token"]
@@ -46,7 +47,7 @@ class TGIClient:
         self._http = httpx2.AsyncClient(
             timeout=self._timeout,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=options.concurrency),
-            event_hooks={"request": [self._authorise], "response": [_read_errors, _split_at_newlines]},
+            event_hooks={"request": [self._set_headers], "response": [_read_errors, _split_at_newlines]},
             transport=transport,
         )
 
@@ -100,7 +101,8 @@ class TGIClient:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def _authorise(self, request: httpx2.Request) -> None:
+    async def _set_headers(self, request: httpx2.Request) -> None:
+        request.headers.update(trace_headers.get())
         request.headers.pop("authorization", None)
         if self._api_key is not None:
             request.headers["authorization"] = f"Bearer {self._api_key}"

@@ -25,6 +25,7 @@ from gkt_plugins.guidance.events import Rules
 from gkt_plugins.guidance.exchange import Parts
 from gkt_plugins.guidance.pipeline import Pipeline
 from gkt_plugins.guidance.policies import FixedLength, WordCut
+from gkt_plugins.propagation import trace_headers
 from gkt_plugins.testing.tgi_server import TGIReply, TGIServer
 from gkt_tgi.engine import TGIEngine
 from gkt_tgi.options import TGIOptions
@@ -171,6 +172,21 @@ async def test_the_token_budget_ends_an_answer_with_reason_length(serve, prompt)
     assert (completion.text, completion.finish_reason) == ("The cat sat", "length")
     assert completion.usage.completion_tokens == 3
     await engine.aclose()
+
+
+@pytest.mark.parametrize("prompt", [RAW, CHAT])
+async def test_every_call_carries_the_trace_on(serve, prompt):
+    server = serve()
+    link = f"00-{'a' * 32}-{'b' * 16}-01"
+    set_before = trace_headers.set({"traceparent": link})
+    try:
+        async with aclosing(engine_at(server.url)) as engine:
+            await whole(engine, Call(prompt))
+            await pieces(engine, Call(prompt))
+    finally:
+        trace_headers.reset(set_before)
+    assert [request.headers["traceparent"] for request in server.received] == [link] * len(server.received)
+    assert server.received
 
 
 async def test_greedy_calls_send_no_sampling_options_and_sampled_ones_send_what_the_contract_allows(serve):
