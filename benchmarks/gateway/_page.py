@@ -70,7 +70,7 @@ def page(payload: Mapping[str, Any]) -> str:
         "Everything runs on loopback, each program in a process of its own, and all sides get the same requests from "
         "the same load generator, in turns. Intervals are bootstrap intervals over turns. The ledger is on a disk that "
         f"takes {setup['disk_sync_ms']:g} ms (median) until 4 kB are there for good; a plain request waits for that "
-        "twice, a guided one four times, so on a slower disk all times through the gateway are so much longer.",
+        "twice, a guided one three times, so on a slower disk all times through the gateway are so much longer.",
     ]
     for name, (title, text) in _PARTS.items():
         part = setup.get(name)

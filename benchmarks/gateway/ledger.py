@@ -35,7 +35,6 @@ AT_ONCE = 64
 BESIDE_PER_S = 2000
 PACED = "paced-100"
 STREAMS = 100
-TOKENS = 60
 
 
 def a_call() -> UsageRecord:
@@ -55,6 +54,7 @@ def run(setting: Setting) -> Report:
     report = Report("ledger", setting.quick)
     rates = asyncio.run(_alone(setting, 3 if setting.quick else 7, 4_000))
     report.put_estimate("ledger_inserts_per_s", median_estimate(rates), at_least=2000.0)
+    tokens = 30 if setting.quick else 60
     with ExitStack() as stack:
         direct = stack.enter_context(upstream(setting))
         key = new_key()
@@ -70,7 +70,7 @@ def run(setting: Setting) -> Report:
             for per_s in sorted(seen, reverse=bool(turn % 2)):
                 _write(url, per_s)
                 found = generate(
-                    Job("hold", stream=ours.journey(PACED, TOKENS, stream=True), streams=STREAMS, ramp_s=1.0)
+                    Job("hold", stream=ours.journey(PACED, tokens, stream=True), streams=STREAMS, ramp_s=1.0)
                 )
                 rate = _write(url, 0)
                 assert not found.num_errors, found.errors

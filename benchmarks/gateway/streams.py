@@ -25,7 +25,7 @@ PACED = "paced-1000"
 def run(setting: Setting) -> Report:
     """Plain, then guided, each with a gateway of its own."""
     report = Report("streams", setting.quick)
-    ramp_s, tokens = (8.0, 20) if setting.quick else (10.0, 40)
+    ramp_s, tokens = (6.0, 14) if setting.quick else (10.0, 40)
     for guided in (False, True):
         prefix = "guided_" if guided else ""
         with ExitStack() as stack:
