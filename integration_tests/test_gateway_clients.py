@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,12 @@ def test_pipelines_are_models(client: openai.OpenAI) -> None:
     assert client.models.retrieve("gkt/default").id == "gkt/default"
 
 
+def wait_for_rows(ledger: Path, ids: set[str]) -> None:
+    """A request's row is written after its last byte went out."""
+    while not ids <= {record.request_id for record in read_requests(ledger)}:
+        time.sleep(0.02)
+
+
 async def test_many_at_once_each_get_their_own_answer_and_row(gateway: GatewayProcess) -> None:
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
         answers = await asyncio.gather(
@@ -163,8 +170,7 @@ async def test_many_at_once_each_get_their_own_answer_and_row(gateway: GatewayPr
     ids = {answer.id for answer in answers}
     assert len(ids) == 40
     ledger = gateway.folder / "gkt.db"
-    while not ids <= {record.request_id for record in read_requests(ledger)}:  # written after the last byte
-        await asyncio.sleep(0.02)
+    wait_for_rows(ledger, ids)
     calls = [record for record in read_records(ledger) if record.request_id in ids]
     assert sorted({(call.role, call.status) for call in calls}) == [("student", "final"), ("teacher", "final")]
     assert len(calls) == 80
