@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _FAILURES_SHOWN = 10
+_INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 
 
 def register(app: typer.Typer) -> None:
@@ -84,7 +85,11 @@ def run(
     else:
         doing = run_here(plugins, os.environ)
     with BatchFiles(output, failed) as files:
-        summary = asyncio.run(job.run(files, doing))
+        try:
+            summary = asyncio.run(job.run(files, doing))
+        except KeyboardInterrupt:
+            print(f"interrupted; {str(output)!r} has what was answered, run again to go on", file=sys.stderr)
+            raise typer.Exit(_INTERRUPTED) from None
         from gkt_plugins.accounting.accountant import price_sources
         from gkt_plugins.accounting.report import build_report
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -109,7 +112,7 @@ async def test_a_line_whose_engine_stays_down_fails_after_a_second_try_with_the_
     outcome, response = found["a"]
     assert (response["status_code"], outcome.retryable) == (503, True)
     assert len(student.received) == 2
-    records = read_records(tmp_path / "gkt.db")
+    records = list(read_records(tmp_path / "gkt.db"))
     assert sorted((r.request_id, r.role) for r in records) == sorted((r.request_id, r.role) for r in outcome.records)
     assert len({record.request_id for record in outcome.records}) == 2
 
@@ -149,6 +152,37 @@ async def test_one_broken_response_of_an_engine_fails_its_own_line_alone(tmp_pat
         found = await outcomes(tmp_path, teacher, student, *map(source, "abc"))
     assert {name: response["status_code"] for name, (_, response) in found.items()} == {"a": 200, "b": 400, "c": 200}
     assert {bool(outcome.error) for name, (outcome, _) in found.items() if name != "b"} == {False}
+
+
+async def test_guidance_that_the_cache_has_is_not_paid_for_again(tmp_path):
+    with Upstream(TEXT) as teacher, Upstream(TEXT) as student:
+        for custom_id in ("a", "b"):
+            line = source(custom_id, messages=[{"role": "user", "content": "Why?"}])
+            found = await outcomes(tmp_path, teacher, student, line, more="[cache]")
+            outcome, response = found[custom_id]
+            assert outcome.cached is response["body"]["gkt"]["cached"] is (custom_id == "b")
+    assert len(teacher.received) == 1
+    assert len(student.received) == 2
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_call_open(tmp_path):
+    script = lambda received: Reply(TEXT, first_token_s=0.05)  # noqa: E731
+    with Upstream(script) as teacher, Upstream(script) as student:
+        (tmp_path / "gkt.toml").write_text(CONFIG.format(teacher=teacher.url, student=student.url, more=""))
+        (tmp_path / "in.jsonl").write_bytes(b"\n".join(source(f"q{number}") for number in range(400)))
+        command = [sys.executable, "-m", "gkt_plugins.cli", "run", "-i", "in.jsonl", "-o", "out.jsonl"]
+        run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        assert student.wait_until(lambda upstream: len(upstream.received) > 40, timeout_s=60)
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert said == "interrupted; 'out.jsonl' has what was answered, run again to go on\n"
+    answers = (tmp_path / "out.jsonl").read_bytes()
+    assert answers.endswith(b"\n")
+    records = list(read_records(tmp_path / "gkt.db"))
+    assert {record.status for record in records} == {"final", "cancelled"}
+    paid = sum(record.role == "student" and record.status == "final" for record in records)
+    assert 0 <= paid - answers.count(b"\n") <= 16  # what was under way
 
 
 async def test_closing_a_run_in_the_middle_puts_what_was_used_on_record(tmp_path):
