@@ -95,7 +95,7 @@ def _amount(value: object) -> object:
 
 def _sha256(digest: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise ValueError("must be 64 digits of lower-case hex, as `gkt keys new NAME` prints them; never the key itself")
+        raise ValueError("must be 64 digits of lower-case hex, as `gkt keys new NAME` prints them; not the key itself")
     return digest
 
 
