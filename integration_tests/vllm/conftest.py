@@ -1,6 +1,7 @@
 """Real vLLM engines on the packaged models, in this process, one after the other."""
 
 import gc
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,9 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gkt_plugins.contracts import Sampling, Verifier
 from gkt_plugins.demo.models import model_dir
 from gkt_plugins.demo.problems import problems
+from gkt_plugins.speculation.counts import Counts
+from gkt_plugins.speculation.draft_model import ModelDrafter
+from gkt_plugins.speculation.loop import DecodeLoop
+from gkt_plugins.speculation.requests import DecodeRequest
+from gkt_plugins.speculation.target import TransformersModel
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -60,3 +69,44 @@ def counters() -> Callable[[Any], dict[str, Any]]:
         return values
 
     return counters
+
+
+@pytest.fixture(scope="session")
+def ours(chats: list[Any]) -> Any:
+    """Counts of our loop for the first questions, each, with a verifier."""
+    tokenizer = AutoTokenizer.from_pretrained(model_dir("teacher"))
+    load = AutoModelForCausalLM.from_pretrained
+    models = [load(model_dir(name), dtype=torch.float32).eval() for name in ("teacher", "draft")]
+    prompts = [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"] for chat in chats
+    ]
+
+    def ours(questions: int, verifier: Verifier, *, temperature: float = 1.0, max_tokens: int = 64) -> list[Counts]:
+        target, draft = (TransformersModel(model) for model in models)
+        loop = DecodeLoop(
+            target, drafter=ModelDrafter(draft, target.vocab_size), verifier=verifier, gamma=4, max_batch=16
+        )
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+        # No answer ends early: the two count a block that an end cuts off differently.
+        requests = [DecodeRequest(ids, sampling) for ids in prompts[:questions]]
+        return [result.counts for result in loop.run(requests)]
+
+    return ours
+
+
+@pytest.fixture(scope="session")
+def assert_agree() -> Callable[[Counts, list[Counts]], None]:
+    """``assert_agree(engine, questions)``."""
+
+    def assert_agree(engine: Counts, questions: list[Counts]) -> None:
+        """Both rates are means over samples of the same process, so that they differ by four standard errors of a
+        difference at most; the standard error of a ratio of sums over questions is the linearised one."""
+        total = sum(questions, Counts())
+        rate = total.acceptance_rate
+        assert rate is not None
+        assert engine.acceptance_rate is not None
+        spread = math.fsum((one.accepted - rate * one.tested) ** 2 for one in questions)
+        standard_error = math.sqrt(spread * len(questions) / (len(questions) - 1)) / total.tested
+        assert abs(engine.acceptance_rate - rate) <= 4 * math.sqrt(2) * standard_error
+
+    return assert_agree
