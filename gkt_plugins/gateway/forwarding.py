@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from gkt_plugins.errors import EngineError
-from gkt_plugins.gateway.forwarded_call import ForwardedCall
 from gkt_plugins.gateway.turns import Turn
 from gkt_plugins.guidance.exchange import as_engine_error
-from gkt_plugins.openai_wire.errors import InvalidRequest
-from gkt_plugins.openai_wire.provenance import Provenance
+from gkt_plugins.openai_wire.forwarded import ForwardedCall, forwarded_provenance, unserved
 from gkt_plugins.openai_wire.streams import DONE, event
 
 __all__ = ["forward_answer", "refuse_unserved"]
@@ -24,13 +22,7 @@ __all__ = ["forward_answer", "refuse_unserved"]
 def refuse_unserved(turn: Turn) -> None:
     """:raises InvalidRequest: the student's engine cannot be asked for what the request asks for."""
     if turn.served.forwarder is None:
-        names = ", ".join(sorted(turn.asked.features))
-        raise InvalidRequest(
-            f"the pipeline {turn.served.name!r} cannot serve {names}, because its student's engine "
-            f"{turn.served.parts.student.name!r} takes text only; leave it out, or use a pipeline whose student is an "
-            "OpenAI-compatible endpoint",
-            code="unsupported_feature",
-        )
+        raise unserved(turn.asked, turn.served.parts)
 
 
 async def forward_answer(turn: Turn) -> None:
@@ -43,7 +35,8 @@ async def forward_answer(turn: Turn) -> None:
     attempts, engine = turn.served.parts.attempts, turn.served.parts.student
     attempt = 0
     while True:
-        call = ForwardedCall(turn, attempt)
+        request = turn.admission.requests[0]
+        call = ForwardedCall(turn.served.parts, request, attempt, records=turn.records, timings=turn.timings)
         try:
             last = await _attempt(turn, call)
         except EngineError as exc:
@@ -126,7 +119,10 @@ async def _pass_on(turn: Turn, chunk: Mapping[str, Any]) -> None:
 
 async def _end(turn: Turn, last: dict[str, Any]) -> None:
     """What was held back, with the ``gkt`` object."""
-    told = _provenance(turn)
+    overhead_s = turn.all_timings().own_s(time.perf_counter())
+    told = forwarded_provenance(
+        turn.asked, turn.served.parts, turn.records, degraded=turn.admission.degraded, overhead_s=overhead_s
+    )
     last["gkt"] = told.as_json()
     if not turn.asked.stream:
         await turn.answer(last, told)
@@ -134,20 +130,3 @@ async def _end(turn: Turn, last: dict[str, Any]) -> None:
     if not turn.begun:
         await turn.begin_stream()
     await turn.write(event(last) + DONE, more=False)
-
-
-def _provenance(turn: Turn) -> Provenance:
-    names = ", ".join(sorted(turn.asked.features))
-    costs = [record.cost_nano for record in turn.records]
-    known = [cost for cost in costs if cost is not None]
-    return Provenance(
-        guidance_tokens=0,
-        teacher=turn.served.teacher,
-        student=turn.served.student,
-        way="forwarded",
-        degraded=turn.admission.degraded,
-        notes=(f"guidance off: the request asks for {names}, which text from two models cannot give",),
-        cost_nano=sum(known) if len(known) == len(costs) else None,
-        currency=turn.records[-1].currency,
-        overhead_ms=turn.all_timings().own_s(time.perf_counter()) * 1000,
-    )
