@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from urllib.parse import urlsplit
 
 from sqlalchemy import select
@@ -127,3 +128,22 @@ def totals(folder) -> tuple[int, int]:
         rows = list(connection.execute(select(BUDGETS).where(BUDGETS.c.scope == "all")))
     engine.dispose()
     return sum(row.spent_nano for row in rows), sum(row.reserved_nano for row in rows)
+
+
+def test_a_gateway_that_is_killed_leaves_nothing_held_to_the_next_and_nothing_forgotten(tmp_path):
+    slow = Reply(TEXT, per_token_s=0.05)
+    with Upstream(slow, model="large") as teacher, Upstream(slow, model="small") as student:
+        toml = TOML.format(teacher=teacher.url, student=student.url)
+        with GatewayProcess(toml, tmp_path) as gateway, ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(ask, gateway, seed) for seed in range(8)]
+            assert student.wait_until(lambda upstream: len(upstream.received) >= 3)
+            assert held(tmp_path)
+            gateway.stop(signal.SIGKILL)
+            wait(asked)
+        with GatewayProcess(toml, tmp_path):
+            assert held(tmp_path) == []
+            spent, reserved = totals(tmp_path)
+    records = list(read_records(tmp_path / "gkt.db"))
+    assert reserved == 0
+    assert "interrupted" in {record.status for record in records}
+    assert spent >= sum(record.cost_nano or 0 for record in records) > 0
