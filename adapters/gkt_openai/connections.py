@@ -14,6 +14,8 @@ from collections.abc import AsyncGenerator
 import httpcore2
 import httpx2
 
+from gkt_openai.network import LoopBackend
+
 __all__ = ["Connections"]
 
 _KEEP_IDLE_S = 4.0
@@ -34,6 +36,7 @@ class Connections(httpx2.AsyncBaseTransport):
         """``url``: of the endpoint. ``ssl_context``: None trusts what the system trusts."""
         self._origin = httpcore2.URL(url).origin
         self._ssl_context = ssl_context
+        self._backend = LoopBackend()
         self._idle: deque[tuple[float, httpcore2.AsyncHTTPConnection]] = deque()
         """The last one used is at the right, and taken first; those at the left grow old."""
         self._closed = False
@@ -81,7 +84,10 @@ class Connections(httpx2.AsyncBaseTransport):
 
     def _new_connection(self) -> httpcore2.AsyncHTTPConnection:
         return httpcore2.AsyncHTTPConnection(
-            self._origin, ssl_context=self._ssl_context, keepalive_expiry=_KEEP_IDLE_S, http2=False
+            self._origin,
+            ssl_context=self._ssl_context,
+            keepalive_expiry=_KEEP_IDLE_S,
+            network_backend=self._backend,
         )
 
     async def _release(self, connection: httpcore2.AsyncHTTPConnection) -> None:

@@ -94,11 +94,14 @@ class Endpoint:
         headers = self._headers
         if linked := trace_headers.get():
             headers = [*headers, *((name.encode(), value.encode()) for name, value in linked.items())]
-        request = (
-            httpx2.Request("GET", url, headers=headers, extensions=self._extensions)
-            if body is None
-            else httpx2.Request("POST", url, headers=headers, content=_encoded(body), extensions=self._extensions)
-        )
+        if body is None:
+            request = httpx2.Request("GET", url, headers=headers, extensions=self._extensions)
+        else:
+            content = _encoded(body)
+            headers = [*headers, (b"content-length", b"%d" % len(content))]
+            request = httpx2.Request(  # a stream is taken as it is, where content would be looked at again
+                "POST", url, headers=headers, stream=httpx2.ByteStream(content), extensions=self._extensions
+            )
         try:
             response = await self._transport.handle_async_request(request)
             try:

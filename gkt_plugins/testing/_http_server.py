@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -78,11 +79,16 @@ class HttpServer:
     """Serves on a free port of the loopback interface, on a thread and an event loop of its own."""
 
     def __init__(
-        self, answer: Callable[[HttpRequest, Wire], Awaitable[None]], *, on_close: Callable[[], None] = lambda: None
+        self,
+        answer: Callable[[HttpRequest, Wire], Awaitable[None]],
+        *,
+        on_close: Callable[[], None] = lambda: None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """``answer``: writes the response; it is cancelled when the client closes the connection. ``on_close``: a
         connection is closed."""
         self._answer = answer
+        self._tls = tls
         self.on_close = on_close
         self._ready: Future[int] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,7 +124,7 @@ class HttpServer:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        server = await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, backlog=4096)
+        server = await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, backlog=4096, ssl=self._tls)
         self._ready.set_result(server.sockets[0].getsockname()[1])
         await self._stop.wait()
         server.close()

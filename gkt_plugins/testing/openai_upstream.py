@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -137,6 +138,7 @@ class Upstream:
         routes: Sequence[Literal["chat", "completions"]] = ("chat", "completions"),
         models_status: int = 200,
         wraps_completions: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """
         :param key: what ``authorization`` must carry; None asks for none.
@@ -145,6 +147,7 @@ class Upstream:
             a ``trailing`` message of the assistant without any. A field that it does not understand is ignored.
         :param wraps_completions: it puts raw prompts into its chat template.
         :param refuses: fields that it answers with status 400.
+        :param tls: speaks HTTPS with it.
         :param models_status: what ``GET /models`` answers with.
         """
         self.model = model
@@ -158,13 +161,14 @@ class Upstream:
         self._models_status = models_status
         self._wraps_completions = wraps_completions
         self._changed = threading.Condition()
-        self._server = HttpServer(self._answer, on_close=self._closed)
+        self._server = HttpServer(self._answer, on_close=self._closed, tls=tls)
+        self._scheme = "http" if tls is None else "https"
         self.port = 0
 
     @property
     def url(self) -> str:
         """What a client calls its ``base_url``."""
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self._scheme}://127.0.0.1:{self.port}/v1"
 
     @property
     def connections(self) -> int:
