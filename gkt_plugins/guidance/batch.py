@@ -11,6 +11,7 @@ from typing import TypeAlias
 from gkt_plugins.contracts import Call, Completion, Engine
 from gkt_plugins.errors import BackendError, EngineError
 from gkt_plugins.guidance.answers import Answer
+from gkt_plugins.guidance.cleanup import to_its_end
 from gkt_plugins.guidance.events import (
     TEACHER,
     Action,
@@ -66,10 +67,7 @@ async def run_batch(
         while (answer := await run.next_answer()) is not None:
             yield answer
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await run.abandon()
+        await to_its_end(run.abandon(tasks))
 
 
 async def _each(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Request, None]:
@@ -142,8 +140,12 @@ class _Run:
             except Exception as exc:  # noqa: BLE001 - a ledger that cannot be written ends the run, for its reader
                 self._answers.put_nowait(exc)
 
-    async def abandon(self) -> None:
-        """Nobody reads any more: end what waits beside the workers, and put what was under way on record."""
+    async def abandon(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Nobody reads any more: end the feeder, the workers and what waits beside them, and put what was under way on
+        record."""
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for task in self._asides:
             task.cancel()
         await asyncio.gather(*self._asides, return_exceptions=True)

@@ -158,6 +158,8 @@ class Exchange:
         engine = self._parts.engine(key)
         refusal = self._parts.attempts.refusal(engine.name)
         if refusal is not None:
+            if key == TEACHER and self._claim is not None:
+                self._claim.give_up(failed=True)
             return CallFailed(key, refusal)
         self._admitted[key] = self._parts.attempts.breaker(engine.name)
         record = self._open[key] = self._opening(key, engine)

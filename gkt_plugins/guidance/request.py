@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from gkt_plugins.contracts import Call, FinishReason, Usage
 from gkt_plugins.errors import BackendError, EngineError
+from gkt_plugins.guidance.cleanup import to_its_end
 from gkt_plugins.guidance.events import (
     Action,
     CallEnd,
@@ -67,7 +68,8 @@ async def run_exchange(exchange: Exchange, parts: Parts, *, whole: bool = False)
             event = await calls.next_event()
             actions = exchange.text(event) if isinstance(event, CallText) else await exchange.tell(event)
     finally:
-        await calls.stop()
+        if not exchange.done:  # otherwise every call has ended, and is on record
+            await to_its_end(calls.stop())
 
 
 class _Calls:
@@ -99,8 +101,6 @@ class _Calls:
 
     async def stop(self) -> None:
         """Cancel what still runs and put it on record."""
-        if self._exchange.done:  # every call has ended, so its task has nothing left to do
-            return
         self._exchange.leave()
         for task in self._tasks.values():
             task.cancel()

@@ -199,6 +199,17 @@ async def test_when_the_leader_s_teacher_fails_every_follower_asks_for_itself():
     assert len(held.engine.calls) == 4
 
 
+async def test_followers_of_a_request_whose_teacher_is_being_left_alone_are_not_kept_waiting():
+    teacher = ScriptedEngine(SENTENCE, name="cloud")
+    tries = Attempts(breaker_failures=1)
+    tries.breaker("cloud").failed()
+    made = replace(parts(teacher, GuidanceCache(MemoryStore()), Book()), attempts=tries)
+    requests = [replace(ASKED, request_id=str(i)) for i in range(4)]
+    answers = await asyncio.gather(*(streamed(request, made) for request in requests))
+    assert [answer.text for answer in answers] == [SENTENCE] * 4
+    assert teacher.calls == []
+
+
 async def test_followers_do_not_wait_for_a_reader_who_does_not_read():
     teacher = ScriptedEngine(SENTENCE)
     made = parts(teacher, GuidanceCache(MemoryStore()), Book())

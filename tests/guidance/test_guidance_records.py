@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
 from gkt_plugins.contracts import Engine, Prompt, Sampling, UsageRecord
 from gkt_plugins.errors import BackendError
 from gkt_plugins.guidance.batch import run_batch
+from gkt_plugins.guidance.cleanup import to_its_end
 from gkt_plugins.guidance.events import Emit, Finish, Request, Rules
 from gkt_plugins.guidance.exchange import Parts
 from gkt_plugins.guidance.policies import FixedLength, WordCut
 from gkt_plugins.guidance.request import Piece, run_request
 from gkt_plugins.testing.accounts import Book
-from gkt_plugins.testing.engines import EchoEngine, ScriptedEngine, until
+from gkt_plugins.testing.engines import EchoEngine, Script, ScriptedEngine, until
 
 SENTENCE = "the cat sat on the mat and slept until noon"
 ASKED = Request(Prompt(text=SENTENCE), Sampling(max_tokens=50), request_id="r")
@@ -87,3 +89,34 @@ async def test_a_record_that_cannot_be_written_fails_the_answer_before_its_end(r
     with pytest.raises(BackendError, match="the disk is full"):
         async with aclosing(run_batch([ASKED], parts(ScriptedEngine(SENTENCE), EchoEngine(), Full()))) as answers:
             await anext(answers)
+
+
+async def test_a_reader_who_leaves_and_is_cancelled_while_leaving_takes_no_record_along():
+    book, student = SlowBook(), ScriptedEngine(Script(SENTENCE, hangs_after=7), name="edge")
+    pieces = run_request(replace(ASKED, guidance_tokens=0), parts(ScriptedEngine(SENTENCE), student, book))
+    await anext(pieces)
+    leaving = asyncio.create_task(pieces.aclose())
+    await until(lambda: student.cancelled)
+    for _ in range(3):
+        leaving.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert not leaving.done()
+    book.let_through.set()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert book.statuses() == [("student", "cancelled")]
+
+
+async def test_what_has_to_be_done_is_done_and_its_error_is_raised_unless_there_was_a_cancellation():
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise BackendError("the disk is full")
+
+    with pytest.raises(BackendError, match="the disk is full"):
+        await to_its_end(fail())
+    task = asyncio.create_task(to_its_end(fail()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -61,7 +61,7 @@ async def stream(request: Request, made: Parts, draw: random.Random) -> Answer |
     return exchange.answer
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(48))
 async def test_whatever_happens_texts_are_whole_and_every_call_is_on_record_once(seed):
     draw, book, store = random.Random(seed), Book(), MemoryStore()
     store.fails = seed % 4 == 3
