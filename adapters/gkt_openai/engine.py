@@ -95,7 +95,7 @@ class OpenAIEngine:
                 async for data in parts:
                     if text := repeats.feed(reader.feed(data)):
                         texts.append(text)
-                        yield Delta(text, usage=self._running(call, reader, texts, asked))
+                        yield Delta(text, usage=self._running(call, reader, text, asked))
                     if reader.done:
                         await _drained(parts)
                         break
@@ -134,6 +134,7 @@ class OpenAIEngine:
                 raise truncated(self._name)
 
     async def aclose(self) -> None:
+        await self._knowledge.aclose()
         await self._endpoint.aclose()
 
     # ------------------------------------------------------------------------------------------------ within
@@ -190,11 +191,12 @@ class OpenAIEngine:
         )
         return Completion(text, reason, usage, notes + self._said(text, reasoned) + _hinted(asked))
 
-    def _running(self, call: Call, reader: StreamReader, texts: Sequence[str], asked: Asked) -> Usage | None:
+    def _running(self, call: Call, reader: StreamReader, text: str, asked: Asked) -> Usage | None:
         """What was used so far, where the endpoint counts in every chunk: a call that is cancelled has that."""
         if reader.usage is None or not self._knowledge.dialect.running_usage:
             return None
-        return settled_usage(call, "".join(texts), reader.usage, max_tokens=asked.max_tokens, seconds=None)[0]
+        usage, _ = settled_usage(call, text, reader.usage, max_tokens=asked.max_tokens, seconds=None)
+        return None if usage.estimated else usage
 
     def _said(self, text: str, reasoned: bool) -> tuple[str, ...]:
         if text or not reasoned:

@@ -18,6 +18,10 @@ from gkt_plugins.errors import ConfigError
 __all__ = ["Knowledge"]
 
 
+_PROBE_S = 60.0
+"""About a dozen answers of a few tokens take no longer, also from a slow server."""
+
+
 class Knowledge:
     """Findings of one endpoint and model: kept from before, or asked for when they are first needed."""
 
@@ -33,7 +37,7 @@ class Knowledge:
         self._endpoint = endpoint
         self._file = FindingsFile(options.base_url, options.model, context.env)
         self._findings: Findings | None = None
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[Findings] | None = None
         if (kept := self._file.read()) is not None:
             self._learn(kept)
 
@@ -62,17 +66,38 @@ class Knowledge:
         return self._route(self._findings or await self.ask())
 
     async def ask(self, *, refresh: bool = False) -> Findings:
-        """The findings, asked for where they are not known, once for all who wait. :raises EndpointError: see probe."""
+        """The findings, asked for where they are not known; all who wait get the same ones, or the same failure.
+
+        :raises EndpointError: see :func:`~gkt_openai.probe.probe`; or it takes too long.
+        """
+        if self._findings is not None and not refresh:
+            return self._findings
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._probed())
+        return await asyncio.shield(self._asking)  # one who goes away does not spoil it for the others
+
+    async def aclose(self) -> None:
+        """Stop asking."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+
+    async def _probed(self) -> Findings:
         from gkt_openai.probe import probe
 
-        known = self._findings
-        async with self._asking:
-            if self._findings is not None and (not refresh or self._findings is not known):
-                return self._findings
-            found = await probe(self._endpoint, self._options.model, self._options.body)
-            self._learn(found)
-            await asyncio.to_thread(self._file.write, found)
-            return found
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                found = await probe(self._endpoint, self._options.model, self._options.body)
+        except TimeoutError as exc:
+            raise EndpointError(
+                f"the endpoint of engine {self._endpoint.name!r} must say what it can do within {_PROBE_S:g} s, and did not; "
+                f"see that it is well, or set engines.{self._endpoint.name}.prefix",
+                code="upstream_timeout",
+                retryable=True,
+            ) from exc
+        self._learn(found)
+        await asyncio.to_thread(self._file.write, found)
+        return found
 
     def relearnt(self, asked: Asked, refused: EndpointError) -> Asked | None:
         """``asked`` in other words, where the refusal is about words; None: it would be refused again."""

@@ -18,7 +18,7 @@ from gkt_plugins.guidance.exchange import Exchange, Parts
 from gkt_plugins.guidance.policies import FixedLength, WordCut
 from gkt_plugins.guidance.request import run_exchange
 from gkt_plugins.testing.engines import ScriptedEngine
-from gkt_plugins.testing.openai_upstream import Reply, Upstream
+from gkt_plugins.testing.openai_upstream import Fault, Reply, Upstream
 
 TEXT = "The first eight letters are A, B, C, D, E, and some more."
 BEGUN = "The first eight let"
@@ -218,6 +218,33 @@ async def test_an_endpoint_is_asked_once_by_all_calls_and_all_runs(engine_of):
         await text_of(engine_of(upstream), CHAT)
         assert len(upstream.received) == asked + 6
         assert asked <= 14
+
+
+async def test_all_who_wait_for_a_probe_that_fails_fail_with_it(engine_of):
+    with Upstream(Reply("", fault=Fault(silent=True))) as upstream:
+        engine = engine_of(upstream, read_timeout_s=0.2)
+        results = await engine.generate([CHAT] * 5)
+        assert len(upstream.received) == 1
+    assert [getattr(result, "code", "") for result in results] == ["upstream_timeout"] * 5
+
+
+async def test_one_who_goes_away_does_not_spoil_the_probe_for_the_others(engine_of):
+    with Upstream(Reply(TEXT, first_token_s=0.05)) as upstream:
+        engine = engine_of(upstream)
+        impatient, patient = (asyncio.create_task(text_of(engine, CHAT)) for _ in range(2))
+        assert await asyncio.to_thread(upstream.wait_until, lambda up: len(up.received) > 0)
+        impatient.cancel()
+        assert BEGUN + await patient == TEXT
+
+
+async def test_closing_the_engine_ends_a_probe_that_is_under_way(engine_of):
+    with Upstream(Reply("", fault=Fault(silent=True))) as upstream:
+        engine = engine_of(upstream)
+        call = asyncio.create_task(text_of(engine, CHAT))
+        assert await asyncio.to_thread(upstream.wait_until, lambda up: len(up.received) > 0)
+        await engine.aclose()
+        with pytest.raises(asyncio.CancelledError):
+            await call
 
 
 async def test_examining_asks_again_when_it_is_told_to(engine_of):
