@@ -8,8 +8,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prometheus_client import REGISTRY
+
 from gkt_plugins.config import load_config
 from gkt_plugins.gateway.access import Client
+from gkt_plugins.gateway.metrics import Metrics
 from gkt_plugins.gateway.state import GatewayState, Served
 from gkt_plugins.plugins import load_plugins
 from gkt_vllm.inner import InnerTransport
@@ -60,7 +63,8 @@ async def open_guidance(section: GktSection, names: Sequence[str]) -> Guidance |
     alone = config.model_copy(update={"pipelines": {name: config.pipelines[name]}})
     transport = InnerTransport()
     resources = {SERVER: ThisServer(transport, names[0])}
-    state = GatewayState(alone, load_plugins(), os.environ, resources=resources)
+    # vLLM's /metrics shows the default registry, of all its API servers together.
+    state = GatewayState(alone, load_plugins(), os.environ, resources=resources, metrics=Metrics(REGISTRY))
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(state.running())
         leniency = section.workers.leniency if section.workers else None

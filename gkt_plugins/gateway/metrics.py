@@ -77,12 +77,14 @@ _TOKENS = (0, 5, 10, 20, 30, 40, 60, 80, 120, 200, 400)
 class Metrics:
     """The metrics of one gateway."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """``registry``: a host's own, which it exposes itself; None makes one, with what is to be known of the
+        process."""
         self._shared = SHARED in os.environ
         self._now = _Now()
-        self._registry = CollectorRegistry(auto_describe=True)
+        self._registry = CollectorRegistry(auto_describe=True) if registry is None else registry
         self._families = _Families(self._registry)
-        if not self._shared:
+        if registry is None and not self._shared:
             self._registry.register(self._now)
             for of_the_process in (ProcessCollector, PlatformCollector, GCCollector):
                 of_the_process(registry=self._registry)

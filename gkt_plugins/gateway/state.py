@@ -83,8 +83,10 @@ class GatewayState:
         env: Mapping[str, str],
         *,
         resources: Mapping[str, Any] | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """``resources``: what the host lends to engines, see :class:`~gkt_plugins.contracts.BuildContext`.
+        ``metrics``: the host's, where it exposes them itself.
 
         :raises ConfigError: the configuration has no pipeline, or its keys cannot be used.
         """
@@ -96,7 +98,7 @@ class GatewayState:
         self._resources = resources or {}
         self.access = Access.from_config(config)
         self.limits = RateLimits(config.gateway.requests_per_minute, self.access.clients)
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
         self.tracing = OFF
         """Spans, inside :meth:`running`."""
         self.readiness = Readiness({"ledger": self._ledger_is_writable})

@@ -265,3 +265,11 @@ def test_the_ledger_has_every_call_and_both_servers_keep_one(client, server, tmp
         own = [record for record in records if record.request_id == answer.id]
         assert {(record.role, record.status) for record in own} == {("teacher", "final"), ("student", "final")}
         assert all(record.cost_nano for record in own)
+
+
+def test_vllms_own_metrics_page_shows_ours_of_both_servers(client, server):
+    ask(client)
+    page = httpx2.get(f"{server}/metrics").text
+    lines = [line for line in page.splitlines() if line.startswith("gkt_requests_total{")]
+    assert any('pipeline="default"' in line and 'route="guided"' in line for line in lines)
+    assert "vllm:num_requests_running" in page
