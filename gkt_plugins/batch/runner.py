@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -159,8 +159,12 @@ class _Pass:
         self._options = options
         self._under_way: dict[str, _UnderWay] = {}
         self._forwarding = asyncio.Semaphore(options.student_batch)
-        self._forwarded: set[asyncio.Task[None]] = set()
+        self._asides: set[asyncio.Task[None]] = set()
+        """Lines that are forwarded, and those whose outcome is being put on record."""
+        self._begun: set[int] = set()
+        """Numbers of the lines that are not done with."""
         self._settled = asyncio.Event()
+        """One of them is, since this was cleared."""
         self._pauses = 0
 
     async def answer(self, lines: Iterable[BatchLine]) -> None:
@@ -168,14 +172,29 @@ class _Pass:
         try:
             async with aclosing(run_batch(self._feed(lines), self._parts, self._options)) as answers:
                 async for answer in answers:
-                    await self._take(answer)
-            await asyncio.gather(*self._forwarded)
+                    if len(self._asides) >= _OUTCOMES_WAITING:
+                        await asyncio.wait(self._asides, return_when=asyncio.FIRST_COMPLETED)
+                    self._aside(self._take(answer))  # the ledger takes its time, and other answers come meanwhile
+            await asyncio.gather(*self._asides)
         except Exception as exc:  # noqa: BLE001 - it belongs to whoever reads the outcomes
             await self.outcomes.put(exc)
         finally:
-            for task in self._forwarded:
+            asides = list(self._asides)
+            for task in asides:
                 task.cancel()
+            await asyncio.gather(*asides, return_exceptions=True)
         await self.outcomes.put(None)
+
+    def _aside(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(self._guarded(work))
+        self._asides.add(task)
+        task.add_done_callback(self._asides.discard)
+
+    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except Exception as exc:  # noqa: BLE001 - as in answer
+            await self.outcomes.put(exc)
 
     async def _feed(self, lines: Iterable[BatchLine]) -> AsyncGenerator[Request, None]:
         for line in lines:
@@ -190,11 +209,10 @@ class _Pass:
                 await self._done(_UnderWay(line, Admission(line.asked.requests), started_at), exc, (), route="student")
                 continue
             one = _UnderWay(line, admission, started_at)
+            self._begun.add(line.number)
             if line.asked.features:
                 await self._forwarding.acquire()
-                task = asyncio.create_task(self._forward(one))
-                self._forwarded.add(task)
-                task.add_done_callback(self._forwarded.discard)
+                self._aside(self._forward(one))
                 continue
             for request in admission.requests:
                 self._under_way[request.request_id] = one
@@ -211,7 +229,7 @@ class _Pass:
                 if breaker.remaining_s:
                     self._pauses += 1
                     await self._parts.attempts.sleep(breaker.remaining_s)
-                elif self._under_way or self._forwarded:
+                elif self._begun:
                     self._settled.clear()
                     await self._settled.wait()
                 else:
@@ -229,14 +247,12 @@ class _Pass:
         assert asked is not None
         forwarding = Forwarding(asked, self._parts, degraded=one.admission.degraded)
         try:
-            try:
-                await self._done(one, await forwarding.answer(), forwarding.records, route="forwarded")
-            except (EngineError, InvalidRequest) as exc:
-                await self._done(one, exc, forwarding.records, route="forwarded")
-        except Exception as exc:  # noqa: BLE001 - as in answer
-            await self.outcomes.put(exc)
+            result: Mapping[str, Any] | GktError = await forwarding.answer()
+        except (EngineError, InvalidRequest) as exc:
+            result = exc
         finally:
             self._forwarding.release()
+        await self._done(one, result, forwarding.records, route="forwarded")
 
     async def _take(self, answer: Answer) -> None:
         """An answer is complete; perhaps the line's last."""
@@ -277,6 +293,7 @@ class _Pass:
         if isinstance(self._parts.accounts, Accountant):
             await self._parts.accounts.request(_record(one, outcome, result, route, code, self._parts.name))
         await self.outcomes.put(outcome)
+        self._begun.discard(one.line.number)
         self._settled.set()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gkt_plugins.accounting.records import read_records, read_requests
+from gkt_plugins.errors import BackendError
 
 
 def test_every_line_gets_a_whole_openai_response_and_the_exit_code_is_0(fakes, gkt_run, chat, write, rows, capsys):
@@ -283,3 +284,30 @@ def test_output_that_another_run_is_writing_is_refused(fakes, gkt_run, chat, wri
         assert gkt_run() == 2
     assert "'out.jsonl' is being written by another run; wait for it" in capsys.readouterr().err
     assert gkt_run() == 0
+
+
+@pytest.mark.parametrize("method", ["opened", "closed", "request"])
+def test_a_ledger_that_cannot_be_written_ends_the_run_and_what_was_answered_stays(
+    fakes, gkt_run, chat, write, rows, capsys, monkeypatch, method
+):
+    from gkt_plugins.accounting.accountant import Accountant
+
+    kept = getattr(Accountant, method)
+    calls: list[object] = []
+
+    async def broken(self: Accountant, record: object) -> object:
+        calls.append(record)
+        if len(calls) > 40:
+            raise BackendError("the ledger cannot be written: no space left; free some")
+        return await kept(self, record)
+
+    monkeypatch.setattr(Accountant, method, broken)
+    names = [f"q{number}" for number in range(60)]
+    write(*map(chat, names))
+    assert gkt_run("--concurrency", "2") == 2
+    assert "error: the ledger cannot be written: no space left; free some" in capsys.readouterr().err
+    answered = rows().keys()
+    assert 0 < len(answered) < 60
+    monkeypatch.setattr(Accountant, method, kept)
+    assert gkt_run() == 0
+    assert rows().keys() == set(names)
