@@ -90,8 +90,8 @@ class Knowledge:
                 found = await probe(self._endpoint, self._options.model, self._options.body)
         except TimeoutError as exc:
             raise EndpointError(
-                f"the endpoint of engine {self._endpoint.name!r} must say what it can do within {_PROBE_S:g} s, and did not; "
-                f"see that it is well, or set engines.{self._endpoint.name}.prefix",
+                f"the endpoint of engine {self._endpoint.name!r} must say what it can do within {_PROBE_S:g} s, and "
+                f"did not; see that it is well, or set engines.{self._endpoint.name}.prefix",
                 code="upstream_timeout",
                 retryable=True,
             ) from exc
