@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from gkt_plugins.contracts import (
     Call,
@@ -72,6 +72,8 @@ class StageSampling:
     top_p: float | None = None
 
     def applied(self, sampling: Sampling) -> Sampling:
+        if self.temperature is None and self.top_p is None:
+            return sampling
         return replace(
             sampling,
             temperature=sampling.temperature if self.temperature is None else self.temperature,
@@ -98,8 +100,7 @@ class Rules:
     """The cutting policy's name and options: part of what the guidance cache tells apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallKey:
+class CallKey(NamedTuple):
     """Names an engine call within its request: ``teacher`` 0, or ``student`` i for choice i."""
 
     role: Literal["teacher", "student"]
