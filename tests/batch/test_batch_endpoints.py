@@ -185,6 +185,28 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_call_open(tmp_path):
     assert 0 <= paid - answers.count(b"\n") <= 16  # what was under way
 
 
+def test_a_killed_run_goes_on_and_asks_again_for_what_was_under_way_alone(tmp_path):
+    script = lambda received: Reply(TEXT, first_token_s=0.02)  # noqa: E731
+    with Upstream(script) as teacher, Upstream(script) as student:
+        (tmp_path / "gkt.toml").write_text(CONFIG.format(teacher=teacher.url, student=student.url, more=""))
+        (tmp_path / "in.jsonl").write_bytes(b"\n".join(source(f"q{number}") for number in range(200)))
+        command = [sys.executable, "-m", "gkt_plugins.cli", "run", "-i", "in.jsonl", "-o", "out.jsonl", "--json"]
+        for killed_after in (30, 120):
+            run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            assert student.wait_until(lambda upstream, n=killed_after: len(upstream.received) > n, timeout_s=60)
+            run.kill()
+            run.wait()
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["answered_before"] > 60
+    ids = [json.loads(line)["custom_id"] for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    assert sorted(ids) == sorted(f"q{number}" for number in range(200))
+    for upstream in (teacher, student):
+        assert 200 <= len(upstream.received) <= 200 + 2 * 64  # the lines begun at each of the two kills, at most
+    statuses = {record.status for record in read_records(tmp_path / "gkt.db")}
+    assert statuses == {"final", "interrupted"}
+
+
 async def test_closing_a_run_in_the_middle_puts_what_was_used_on_record(tmp_path):
     with Upstream(TEXT) as teacher, Upstream(Reply(TEXT, first_token_s=60)) as student:
         text = CONFIG.format(teacher=teacher.url, student=student.url, more="")
