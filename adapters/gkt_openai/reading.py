@@ -59,6 +59,7 @@ class ChunkReader:
         """Running count of tokens, where every chunk has one."""
         self._rose = False
         """The last chunk raised it."""
+        self._pairs = _Pairs(engine)
         self.done = False
         """The end was marked."""
 
@@ -75,20 +76,23 @@ class ChunkReader:
 
     def end(self) -> list[dict[str, Any]]:
         """The body is over: the last chunks."""
-        return self._chunks(self._events.end())
+        chunks = self._chunks(self._events.end())
+        self._pairs.end()
+        return chunks
 
     def _chunks(self, events: list[tuple[bytes, bytes | None]]) -> list[dict[str, Any]]:
         chunks = []
         for event, number in events:
             if event == b"[DONE]":
+                self._pairs.end()
                 self.done = True
                 continue
             chunk = read_object(event, self._engine)
-            if not self._repeated(event, number, chunk.get("usage")):
+            if not self._repeated(event, number, chunk):
                 chunks.append(chunk)
         return chunks
 
-    def _repeated(self, event: bytes, number: bytes | None, usage: object) -> bool:
+    def _repeated(self, event: bytes, number: bytes | None, chunk: Mapping[str, Any]) -> bool:
         """Is this frame the previous one again?
 
         Equal bytes are no proof: "no no" is two equal frames. What proves it is a number, random padding, or a running
@@ -100,13 +104,61 @@ class ChunkReader:
         self._previous, self._previous_id = event, number
         if same and b'"obfuscation"' in event:
             return True
+        usage = chunk.get("usage")
         count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if not isinstance(count, int):
-            return False
-        if same and self._rose and count == self._counted:
+        if isinstance(count, int):
+            if same and self._rose and count == self._counted:
+                return True
+            self._rose, self._counted = count > self._counted, count
+        return self._pairs.second(chunk, same=same)
+
+
+class _Pairs:
+    """A stream that begins with the same frame without text twice may be one in which each frame comes twice.
+
+    It is read as such while all frames come in pairs. Where text was left out on that ground and the pairs end, nobody
+    can say what was text, so it is an error.
+    """
+
+    def __init__(self, engine: str) -> None:
+        self._engine = engine
+        self._seen = 0
+        self._paired = False
+        self._open = False
+        """The last frame's copy is still to come."""
+        self._left_out = False
+        """Text was."""
+
+    def second(self, chunk: Mapping[str, Any], *, same: bool) -> bool:
+        """Is this the second of a pair? ``same``: it equals the frame before."""
+        self._seen += 1
+        if self._seen == 2 and same and not _has_text(chunk):
+            self._paired = True
             return True
-        self._rose, self._counted = count > self._counted, count
+        if not self._paired:
+            return False
+        if not self._open:
+            self._open = True
+            return False
+        if same:
+            self._open = False
+            self._left_out = self._left_out or _has_text(chunk)
+            return True
+        self.end()
+        self._paired = False
         return False
+
+    def end(self) -> None:
+        """No pair follows. :raises EndpointError: one is half, and text was left out."""
+        if self._open and self._left_out:
+            raise _corrupt(self._engine, "some frames twice and others once")
+
+
+def _has_text(chunk: Mapping[str, Any]) -> bool:
+    choices = chunk.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    delta = choice.get("delta")
+    return bool(choice.get("text") or (isinstance(delta, dict) and delta.get("content")))
 
 
 class StreamReader:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gkt_openai.engine import OpenAIEngine
 from gkt_openai.errors import EndpointError
+from gkt_openai.reading import StreamReader
 from gkt_plugins.contracts import Call, Completion, Prompt, Sampling
 from gkt_plugins.errors import EngineError
 from gkt_plugins.testing.engines import by_words
@@ -59,6 +62,28 @@ async def test_the_text_is_whole_however_the_frames_come(engine_of, call, reply)
 async def test_equal_frames_are_text_where_nothing_says_that_they_are_the_same_frame(engine_of, call):
     with Upstream(Reply(" no no no no", obfuscation=False)) as upstream:
         assert await read(engine_of(upstream), call) == (" no no no no", None)
+
+
+async def test_a_chat_in_which_every_frame_comes_twice_is_read_once_without_any_other_proof(engine_of):
+    reply = Reply("It is 100, no no.", obfuscation=False, fault=Fault(duplicate=True))
+    with Upstream(reply) as upstream:
+        assert await read(engine_of(upstream), CALLS["chat"]) == (reply.text, None)
+
+
+def chunks(*texts: str) -> bytes:
+    """A chat's stream, whose frames say no more than they must."""
+    said = [{"choices": [{"delta": {"content": text}}]} for text in texts]
+    return b"".join(b"data: %b\n\n" % json.dumps(chunk).encode() for chunk in said)
+
+
+def test_a_stream_that_only_begins_with_a_frame_twice_is_read_as_it_is():
+    assert StreamReader("chat", "cloud").feed(chunks("", "", "a", "b", "b", "c")) == "abbc"
+
+
+@pytest.mark.parametrize("last", [chunks("1", "2"), chunks("1") + b"data: [DONE]\n\n"])
+def test_a_stream_whose_frames_are_partly_doubled_is_an_error_and_loses_nothing_in_silence(last):
+    with pytest.raises(EndpointError, match="some frames twice and others once"):
+        StreamReader("chat", "cloud").feed(chunks("", "", "0", "0") + last)
 
 
 @pytest.mark.parametrize(
