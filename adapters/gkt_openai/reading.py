@@ -99,18 +99,20 @@ class ChunkReader:
         count of tokens that did not go on.
         """
         same = event == self._previous
+        again = self._pairs.second(chunk, same=same)
         if same and number is not None and number == self._previous_id:
             return True
         self._previous, self._previous_id = event, number
-        if same and b'"obfuscation"' in event:
+        if again or (same and b'"obfuscation"' in event):
             return True
         usage = chunk.get("usage")
         count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if isinstance(count, int):
-            if same and self._rose and count == self._counted:
-                return True
-            self._rose, self._counted = count > self._counted, count
-        return self._pairs.second(chunk, same=same)
+        if not isinstance(count, int):
+            return False
+        if same and self._rose and count == self._counted:
+            return True
+        self._rose, self._counted = count > self._counted, count
+        return False
 
 
 class _Pairs:
