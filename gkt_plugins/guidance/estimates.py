@@ -19,7 +19,7 @@ def estimate_tokens(text: str) -> int:
 def estimate_usage(call: Call, text: str, error: EngineError | None = None) -> Usage:
     """What ``call`` used when it produced ``text``, perhaps ended with ``error``, and nobody said more."""
     if error is not None and error.refused and not text:
-        return Usage(prompt_tokens=0, completion_tokens=0)
+        return Usage(prompt_tokens=0, completion_tokens=0, seconds=0.0)
     asked = call.prompt.text if call.prompt.text is not None else "\n".join(m.content for m in call.prompt.messages)
     return Usage(
         prompt_tokens=estimate_tokens(asked) + estimate_tokens(call.prefix),

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from gkt_plugins.contracts import Call, FinishReason, Usage
 from gkt_plugins.errors import BackendError, EngineError
 from gkt_plugins.guidance.cleanup import to_its_end
+from gkt_plugins.guidance.estimates import estimate_usage
 from gkt_plugins.guidance.events import (
     Action,
     CallEnd,
@@ -164,28 +165,35 @@ class _Calls:
                 if delta.notes:
                     notes += delta.notes
         except asyncio.CancelledError:
-            return "".join(texts), CallEnd(key, "cancelled", usage, notes)
+            text = "".join(texts)
+            return text, CallEnd(key, "cancelled", _timed(usage or estimate_usage(call, text), started), notes)
         except Exception as exc:  # noqa: BLE001 - an engine is someone else's code, and the request must go on
-            return "".join(texts), CallFailed(key, as_engine_error(engine, exc), usage)
+            text, error = "".join(texts), as_engine_error(engine, exc)
+            return text, CallFailed(key, error, _timed(usage or estimate_usage(call, text, error), started))
         finally:
             if aclose := getattr(deltas, "aclose", None):
                 await aclose()
+        text = "".join(texts)
+        usage = _timed(usage or estimate_usage(call, text), started)
         if reason is None:
             error = EngineError(f"the engine {engine.name!r} ended its stream without a reason")
-            return "".join(texts), CallFailed(key, error, usage)
-        if usage is not None and usage.seconds is None:
-            usage = replace(usage, seconds=time.perf_counter() - started)
-        return "".join(texts), CallEnd(key, reason, usage, notes)
+            return text, CallFailed(key, error, usage)
+        return text, CallEnd(key, reason, usage, notes)
 
     async def _generate(self, key: CallKey, call: Call) -> tuple[str, CallEnd | CallFailed]:
-        engine = self._parts.engine(key)
+        started = time.perf_counter()
         try:
-            [result] = await generate(engine, [call])
+            [result] = await generate(self._parts.engine(key), [call])
         except asyncio.CancelledError:
-            return "", CallEnd(key, "cancelled")
+            return "", CallEnd(key, "cancelled", _timed(estimate_usage(call, ""), started))
         if isinstance(result, EngineError):
-            return "", CallFailed(key, result)
+            return "", CallFailed(key, result, _timed(estimate_usage(call, "", result), started))
         if result.text:
             self._exchange.came(key)
             self._put_text(key, result.text)
         return result.text, CallEnd(key, result.finish_reason, result.usage, result.notes)
+
+
+def _timed(usage: Usage, started: float) -> Usage:
+    """Seconds that the engine did not measure are those around the call."""
+    return usage if usage.seconds is not None else replace(usage, seconds=time.perf_counter() - started)

@@ -13,7 +13,7 @@ from gkt_plugins.contracts import Call, Capabilities, Completion, Engine, Prompt
 from gkt_plugins.errors import BackendError, EngineError, GktError
 from gkt_plugins.guidance.answers import Answer
 from gkt_plugins.guidance.batch import BatchOptions, run_batch
-from gkt_plugins.guidance.events import Emit, Finish, Request, Rules
+from gkt_plugins.guidance.events import Emit, FailChoice, Finish, Request, Rules
 from gkt_plugins.guidance.exchange import Exchange, Parts
 from gkt_plugins.guidance.policies import FixedLength, WordCut
 from gkt_plugins.guidance.request import run_exchange, run_request
@@ -306,6 +306,24 @@ async def test_seconds_an_engine_did_not_measure_are_measured_around_a_single_ca
     made = parts(None, student)
     for answer in (await streamed(ask("a"), made), (await batched([ask("a")], made))["a"]):
         assert answer.usage["student"].seconds is not None
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_call_that_was_cut_off_has_its_seconds_so_that_own_hardware_has_a_cost(whole):
+    book = Book()
+    made = parts(None, ScriptedEngine(Script("", fails_after=0)), book)
+    async with aclosing(run_request(ask("fails"), made, whole=whole)) as pieces:
+        assert isinstance(await anext(pieces), FailChoice)
+    hanging = ScriptedEngine(Script("", hangs_after=0))
+    task = asyncio.create_task(anext(run_request(ask("hangs"), parts(None, hanging, book), whole=whole)))
+    await until(lambda: hanging.calls)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    failed, cancelled = book.closings
+    assert (failed.status, cancelled.status) == ("failed", "cancelled")
+    assert failed.usage.seconds is not None
+    assert cancelled.usage.seconds is not None
+    assert cancelled.usage.estimated
 
 
 def test_batch_sizes_below_one_are_refused():
