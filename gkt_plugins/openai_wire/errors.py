@@ -83,8 +83,12 @@ def error_code(error: BaseException) -> str:
 def _endpoint_error(error: BaseException) -> BaseException:
     """The engine's own error, where the core put a sentence around it."""
     cause = error
+    seen = {id(cause)}  # "raise error from error" makes a circle
     while isinstance(cause, EngineError) and isinstance(cause.__cause__, EngineError):
+        if id(cause.__cause__) in seen:
+            break
         cause = cause.__cause__
+        seen.add(id(cause))
     return cause
 
 

@@ -67,3 +67,9 @@ def test_our_own_fault_says_nothing_of_itself():
     status, body, _ = error_body(KeyError("sk-secret"))
     assert (status, body["error"]["code"]) == (500, "internal_error")
     assert "secret" not in str(body)
+
+
+def test_an_error_that_is_its_own_cause_is_told_like_any_other():
+    error = EngineError("the engine failed", retryable=True)
+    error.__cause__ = error
+    assert error_body(error)[0] == 503
