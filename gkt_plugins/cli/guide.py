@@ -125,7 +125,8 @@ class Tally:
         """On stderr, one line each."""
         for number, custom_id, error in sorted(self.failures, key=lambda failure: failure[0])[:_FAILURES_SHOWN]:
             named = f"line {number}" if custom_id is None else f"line {number}, {custom_id!r}"
-            print(f"error: {named}: {error}", file=sys.stderr)
+            said = error if error.startswith(f"line {number} ") else f"{named}: {error}"
+            print(f"error: {said}", file=sys.stderr)
         if len(self.failures) > _FAILURES_SHOWN:
             more = len(self.failures) - _FAILURES_SHOWN
             print(f"error: and {more} more; --json names all", file=sys.stderr)
@@ -169,7 +170,7 @@ def _show(tally: Tally, report: Report) -> None:
     console.print(table)
     if tally.fates["drawn"]:
         console.print(
-            "Drawn: sampled without a seed, so that no guidance of theirs can be kept; give them a seed.",
+            "Drawn: sampled without a seed, so that no guidance of theirs can be kept; ask for temperature 0, or give a seed.",
             soft_wrap=True,
         )
     if tally.records:

@@ -176,4 +176,4 @@ def test_the_table_for_people_names_every_count(fakes, guide, chat, write, capsy
     said = capsys.readouterr().out
     for word in ("prompts", "known", "asked", "failed", "repeated", "unguided", "drawn", "cloud-model"):
         assert word in said
-    assert "give them a seed" in said
+    assert "ask for temperature 0, or give a seed" in said
