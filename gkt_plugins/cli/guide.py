@@ -170,7 +170,7 @@ def _show(tally: Tally, report: Report) -> None:
     console.print(table)
     if tally.fates["drawn"]:
         console.print(
-            "Drawn: sampled without a seed, so that no guidance of theirs can be kept; ask for temperature 0, or give a seed.",
+            "Drawn: sampled without a seed, so that no guidance can be kept; ask for temperature 0, or give a seed.",
             soft_wrap=True,
         )
     if tally.records:

@@ -81,7 +81,7 @@ class _Calls:
         self._parts = parts
         self._whole = whole
         self._tasks: dict[CallKey, asyncio.Task[None]] = {}
-        self._events: deque[Event | BackendError] = deque()
+        self._events: deque[Event | Exception] = deque()
         self._arrived = asyncio.Event()
 
     def start(self, action: StartCall) -> None:
@@ -96,7 +96,7 @@ class _Calls:
             self._arrived.clear()
             await self._arrived.wait()
         event = self._events.popleft()
-        if isinstance(event, BackendError):
+        if isinstance(event, Exception):
             raise event
         return event
 
@@ -107,9 +107,9 @@ class _Calls:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         with suppress(BackendError):  # a ledger that cannot be written has been reported already
-            await self._exchange.abandon([event for event in self._events if not isinstance(event, BackendError)])
+            await self._exchange.abandon([event for event in self._events if not isinstance(event, Exception)])
 
-    def _put(self, event: Event | BackendError) -> None:
+    def _put(self, event: Event | Exception) -> None:
         self._events.append(event)
         self._arrived.set()
 
@@ -139,7 +139,7 @@ class _Calls:
                     self._put(end)
                     return
                 await self._parts.attempts.sleep(wait_s)
-        except BackendError as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, whoever reads must not wait for ever
             self._put(exc)
 
     async def _stream(self, key: CallKey, call: Call) -> tuple[str, CallEnd | CallFailed]:

@@ -120,3 +120,16 @@ async def test_what_has_to_be_done_is_done_and_its_error_is_raised_unless_there_
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_ledger_with_a_bug_fails_the_request_and_leaves_nobody_waiting():
+    class Buggy(Book):
+        async def opened(self, record: UsageRecord) -> None:
+            raise KeyError("bug")
+
+    made = parts(ScriptedEngine(SENTENCE), EchoEngine(), Buggy())
+    with pytest.raises(KeyError, match="bug"):
+        await read_into([], made)
+    with pytest.raises(KeyError, match="bug"):
+        async with aclosing(run_batch([ASKED], made)) as answers:
+            await anext(answers)
