@@ -118,9 +118,7 @@ async def _ask(
     async def one(number: int, key: str, item: PromptItem) -> None:
         route, body = asking.body(item, number)
         async with slots:
-            answer = await _answered(engine, accounts, route, body)
-        found[key] = answer
-        _keep(path, key, answer)
+            found[key] = await _answered(engine, accounts, route, body, lambda answer: _keep(path, key, answer))
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -140,9 +138,16 @@ def _first(group: BaseExceptionGroup[BackendError]) -> BackendError:
 
 
 async def _answered(
-    engine: Engine, accounts: Accountant, route: Literal["chat", "completions"], body: Mapping[str, Any]
+    engine: Engine,
+    accounts: Accountant,
+    route: Literal["chat", "completions"],
+    body: Mapping[str, Any],
+    keep: Callable[[EndpointAnswer], None],
 ) -> EndpointAnswer:
-    """The answer, with more attempts where one may help, each of them on record."""
+    """The answer, with more attempts where one may help, each of them on record.
+
+    ``keep``: called as soon as it is there, before anything else can happen, for it has been paid for.
+    """
     assert isinstance(engine, Forwarder)
     request_id, attempt = uuid.uuid4().hex, 0
     while True:
@@ -153,6 +158,7 @@ async def _answered(
                 async with aclosing(engine.forward(route, body)) as responses:  # type: ignore[type-var]  # a generator
                     response = await anext(responses)
                 answer = read_answer(response, route, engine.name)
+                keep(answer)
                 account.usage = _usage(response, body, answer)
         except EngineError as exc:
             attempt += 1

@@ -221,20 +221,39 @@ def test_a_draft_learns_what_an_endpoint_says_and_the_report_states_what_was_not
 def test_every_answer_is_asked_for_once_also_after_an_interruption_and_is_on_record(folder, capsys):
     with Upstream([*[ANSWER] * 20, Reply("", status=400), ANSWER]) as upstream:
         place = folder(upstream, logprobs=3)
-        assert run() == 2
+        assert run("--set", "endpoint.concurrency=1") == 2
         assert "status 400" in capsys.readouterr().err
         kept = len((place / "out" / "answers.jsonl").read_text().splitlines())
         with (place / "out" / "answers.jsonl").open("a") as file:
             file.write('{"key": "half a li')  # as kill -9 leaves it
         asked = len(upstream.received)
-        assert run("--resume") == 0
+        assert run("--resume", "--set", "endpoint.concurrency=1") == 0
         assert len(upstream.received) == asked + 40 - kept
+        assert kept == 20
     ledger = Ledger.open(f"sqlite:///{place / 'gkt.db'}")
     records = list(ledger.records())
     ledger.close()
     assert {record.role for record in records} == {"target"}
     assert [record.status for record in records].count("final") == 40
     assert all(record.cost_nano for record in records if record.status == "final")
+
+
+def test_what_was_answered_when_another_answer_failed_is_kept_whatever_the_order(folder, capsys):
+    def script(asked):
+        bad = asked.body["prompt"].startswith("w2") and not mended
+        return Reply("", status=400, first_token_s=0.05) if bad else Reply(ANSWER, first_token_s=0.01)
+
+    mended = False
+    with Upstream(script) as upstream:
+        place = folder(upstream, logprobs=0)
+        assert run() == 2
+        good = sum(received.finished is not None for received in upstream.received)
+        kept = len((place / "out" / "answers.jsonl").read_text().splitlines())
+        mended = True
+        asked = len(upstream.received)
+        assert run("--resume") == 0
+        assert len(upstream.received) == asked + 40 - kept
+    assert 0 < kept <= good
 
 
 def test_an_answer_that_fails_for_a_moment_is_asked_for_again(folder):
