@@ -158,11 +158,19 @@ class _Generator:
             self.seen.errors.append(str(outcome.error))
 
 
-def generate(job: Job) -> Seen:
-    """Do ``job`` in a process of its own."""
+def generate(job: Job, *, count_errors: bool = False) -> Seen:
+    """Do ``job`` in a process of its own.
+
+    :param count_errors: what fails is for the caller to judge.
+    :raises RuntimeError: something failed, so that times would mean nothing.
+    """
     command = [sys.executable, "-m", "benchmarks.gateway._load"]
     done = subprocess.run(command, input=orjson.dumps(asdict(job)), stdout=subprocess.PIPE, check=True)
-    return Seen(**orjson.loads(done.stdout))
+    seen = Seen(**orjson.loads(done.stdout))
+    if seen.num_errors and not count_errors:
+        where = ", ".join(sorted({ask.url for ask in (*job.journey, *job.stream)}))
+        raise RuntimeError(f"{seen.num_errors} requests to {where} failed; the first: {seen.errors[0]}")
+    return seen
 
 
 def main() -> None:

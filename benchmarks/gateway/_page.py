@@ -19,8 +19,9 @@ _PARTS = {
         "How much one process answers",
         "Closed loop: {clients} clients, upstream {upstream_ms} ms, {turns} turns of {seconds_each:g} s of each side. "
         "LiteLLM's proxy {litellm_version} runs as its documentation advises for production, with one key, no database "
-        "and no callbacks: it keeps no record. Ours has one key too, and puts every call and request on disk before "
-        "the answer's last byte. Best: {processes} processes each, LiteLLM with `{litellm_best}`.",
+        "and no callbacks: it keeps no record. Ours has one key too, and keeps its ledger: a call is on disk before it "
+        "goes out, its end before the answer's last byte, the request right after. Best: {processes} processes each, "
+        "LiteLLM with `{litellm_best}`.",
     ),
     "streams": (
         "How many streams it holds",
@@ -40,8 +41,13 @@ _NOTES = {
     "added_p99_ms": "the same of the 99th percentile",
     "guided_added_p50_ms": "guided, over two calls made by the client itself",
     "first_byte_ms": "from the upstream writing the first releasable character to the client having it, median",
-    "first_byte_direct_ms": "the same without a gateway",
-    "token_p50_ms": "the same of all further tokens",
+    "first_byte_p99_ms": "the same, 99th percentile",
+    "first_byte_direct_ms": "median without a gateway",
+    "token_p50_ms": "the same way of all further tokens",
+    "answer_p50_ms": "the whole request",
+    "answer_direct_p50_ms": "the same without a gateway",
+    "guided_first_byte_ms": "the teacher's first releasable character",
+    "guided_token_p50_ms": "of teacher and student",
     "generator_late_p99_ms": "how late the load generator itself was: all sides suffer from it alike",
     "vs_litellm_rps": "requests/s, one process each, gateway / LiteLLM",
     "vs_litellm_added_p50": "median over the direct path, one process each, gateway / LiteLLM",
@@ -49,7 +55,9 @@ _NOTES = {
     "gateway_guided_rps": "two calls of the upstream each: at most 500",
     "streams_held": "open at the same time, complete, no token lost",
     "streams_rss_mb": "most memory of the gateway's process, in 10⁶ bytes",
-    "streams_idle_rss_mb": "the same before the first stream",
+    "streams_idle_rss_mb": "before the first stream",
+    "streams_lost_tokens": "of those that the upstream wrote",
+    "streams_token_p50_ms": "from the upstream writing a token to the client having it",
     "streams_cpu_s": "processor time of the gateway over the whole run",
     "ledger_inserts_per_s": "calls opened and closed on disk: two durable writes each",
     "ledger_inserts_beside_per_s": "the same in the gateway's process, beside its streams",
@@ -80,9 +88,12 @@ def page(payload: Mapping[str, Any]) -> str:
         lines += ["| figure | value | 95 % interval | goal | |", "|---|---|---|---|---|"]
         for figure in part["figures"]:
             interval = payload["intervals"].get(figure)
-            between = " – ".join(f"{end:,.4g}" for end in interval) if interval else ""
+            between = " – ".join(map(_shown, interval)) if interval else ""
             note = _NOTES.get(figure, "").format_map(part)
             value = payload["figures"][figure]
-            shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
-            lines.append(f"| `{figure}` | {shown} | {between} | {payload['goals'].get(figure, '')} | {note} |")
+            lines.append(f"| `{figure}` | {_shown(value)} | {between} | {payload['goals'].get(figure, '')} | {note} |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or isinstance(value, int) else f"{value:.4g}"

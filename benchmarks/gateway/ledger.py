@@ -73,7 +73,6 @@ def run(setting: Setting) -> Report:
                     Job("hold", stream=ours.journey(PACED, tokens, stream=True), streams=STREAMS, ramp_s=1.0)
                 )
                 rate = _write(url, 0)
-                assert not found.num_errors, found.errors
                 if turn >= 0:
                     seen[per_s].append(found)
                     written += [rate] if per_s else []

@@ -61,7 +61,6 @@ def run(setting: Setting) -> Report:
             names = list(sides)[turn % len(sides) :] + list(sides)[: turn % len(sides)]
             for name in names:
                 found = generate(_job(sides[name], 2.0 if turn < 0 else seconds, warm_s))
-                assert not found.num_errors, (name, found.errors)
                 if turn >= 0:
                     seen[name].append(found)
         for name, side in programs.items():

@@ -55,14 +55,18 @@ def test_the_client_of_the_upstream_guides_by_two_calls_that_make_the_same_answe
 )
 def test_what_is_no_answer_is_an_error_and_never_measured(direct, path, said):
     ask = Ask(direct.url.removesuffix("/v1") + path, {"model": "fixed-1"})
-    seen = generate(Job("closed", seconds=0.2, clients=1, journey=[ask]))
+    job = Job("closed", seconds=0.2, clients=1, journey=[ask])
+    seen = generate(job, count_errors=True)
     assert seen.answers_ms == []
     assert seen.num_errors > 0
     assert said in seen.errors[0]
+    with pytest.raises(RuntimeError, match=said):
+        generate(job)
 
 
 def test_nobody_there_is_an_error():
-    seen = generate(Job("hold", streams=1, stream=[Ask(f"http://127.0.0.1:{free_port()}/v1/chat/completions", {})]))
+    ask = Ask(f"http://127.0.0.1:{free_port()}/v1/chat/completions", {})
+    seen = generate(Job("hold", streams=1, stream=[ask]), count_errors=True)
     assert (seen.num_errors, seen.streams_ok) == (1, 0)
     assert "no connection" in seen.errors[0]
 
