@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from gkt_plugins.accounting.accountant import Accountant
 from gkt_plugins.accounting.budgets import Budget, utc_day
-from gkt_plugins.contracts import Forwarder, PriceSource, Sampling
-from gkt_plugins.errors import ConfigError
+from gkt_plugins.contracts import Engine, Examinable, Forwarder, PriceSource, Sampling
+from gkt_plugins.errors import ConfigError, EngineError
 from gkt_plugins.gateway.access import Access, Client
 from gkt_plugins.gateway.budgeting import Ladder
 from gkt_plugins.gateway.health import Readiness
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from gkt_plugins.plugins import Plugins
 
 __all__ = ["GatewayState", "Opened", "Served"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ class GatewayState:
         stack.push_async_callback(asyncio.to_thread, self.tracing.close)
         sections = self.config.pipelines
         opened = await open_pipelines(sections, self.config, self.plugins, self.env, stack, resources=self._resources)
+        await stack.enter_async_context(_asking([own.student for own in opened.values() if own.teacher is not None]))
         parts = {name: self._traced(own) for name, own in opened.items()}
         any_parts = next(iter(parts.values()))  # the pipelines share their ledger and their circuits
         self.metrics.watch_breakers(lambda: any_parts.attempts.circuits)
@@ -170,6 +174,26 @@ class GatewayState:
     def models(self, client: Client) -> list[str]:
         """The models that ``client`` may name."""
         return [PREFIX + name for name in self.config.pipelines if client.may_use(name)]
+
+
+@asynccontextmanager
+async def _asking(students: Sequence[Engine]) -> AsyncIterator[None]:
+    """Ask endpoints how they continue an answer while nobody waits for it; else the first guided request would."""
+    distinct = {id(student): student for student in students}.values()
+    tasks = [asyncio.create_task(_examined(student)) for student in distinct if isinstance(student, Examinable)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _examined(student: Examinable) -> None:
+    try:
+        await student.examine()
+    except EngineError as exc:
+        _log.warning("a student cannot be asked yet how it continues an answer: %s", exc)
 
 
 def _forwarder(parts: Parts) -> Forwarder | None:

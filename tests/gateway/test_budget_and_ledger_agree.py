@@ -27,6 +27,7 @@ model = "large"
 adapter = "openai"
 base_url = "{student}"
 model = "small"
+prefix = "continue_final_message"
 [prices.large]
 input_per_million = "2.50"
 output_per_million = "10.00"
