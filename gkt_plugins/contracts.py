@@ -46,6 +46,7 @@ __all__ = [
     "Message",
     "Noise",
     "Options",
+    "Preparable",
     "Price",
     "PriceSource",
     "Prompt",
@@ -252,6 +253,16 @@ class Examinable(Protocol):
 
         Raises :class:`EngineError`: nothing could be asked.
         """
+        ...
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """What an engine may be besides: one that has something to find out before its first call. A server lets it, while
+    nobody waits."""
+
+    async def prepare(self) -> None:
+        """Find it out, where it is not known yet. Raises :class:`EngineError`: that cannot be done now."""
         ...
 
 

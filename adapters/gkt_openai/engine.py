@@ -50,8 +50,15 @@ class OpenAIEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        """As far as they are known; :meth:`examine` makes sure."""
+        """As far as they are known; :meth:`prepare` makes sure."""
         return self._knowledge.capabilities
+
+    async def prepare(self) -> None:
+        """Find out how answers are continued, where that is not known yet.
+
+        :raises EndpointError: the endpoint cannot be asked.
+        """
+        await self._knowledge.chat_route()
 
     async def examine(self, *, refresh: bool = False) -> Sequence[Finding]:
         """See :meth:`gkt_plugins.contracts.Examinable.examine`."""

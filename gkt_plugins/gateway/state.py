@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gkt_plugins.accounting.accountant import Accountant
 from gkt_plugins.accounting.budgets import Budget, utc_day
-from gkt_plugins.contracts import Engine, Examinable, Forwarder, PriceSource, Sampling
+from gkt_plugins.contracts import Engine, Forwarder, Preparable, PriceSource, Sampling
 from gkt_plugins.errors import ConfigError, EngineError
 from gkt_plugins.gateway.access import Access, Client
 from gkt_plugins.gateway.budgeting import Ladder
@@ -180,7 +180,7 @@ class GatewayState:
 async def _asking(students: Sequence[Engine]) -> AsyncIterator[None]:
     """Ask endpoints how they continue an answer while nobody waits for it; else the first guided request would."""
     distinct = {id(student): student for student in students}.values()
-    tasks = [asyncio.create_task(_examined(student)) for student in distinct if isinstance(student, Examinable)]
+    tasks = [asyncio.create_task(_prepared(student)) for student in distinct if isinstance(student, Preparable)]
     try:
         yield
     finally:
@@ -189,9 +189,9 @@ async def _asking(students: Sequence[Engine]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _examined(student: Examinable) -> None:
+async def _prepared(student: Preparable) -> None:
     try:
-        await student.examine()
+        await student.prepare()
     except EngineError as exc:
         _log.warning("a student cannot be asked yet how it continues an answer: %s", exc)
 

@@ -94,7 +94,7 @@ async def test_a_hint_is_said_once_in_the_answer(engine_of, known):
     with Upstream(TEXT, continues=[], routes=["chat"]) as upstream:
         student = engine_of(upstream)
         if known == "before":
-            await student.examine()
+            await student.prepare()
         rules = Rules(FixedLength(3), WordCut(), student_prefix=student.capabilities.prefix)
         parts = Parts(rules, student, ScriptedEngine(TEXT))
         exchange = Exchange(Request(CHAT.prompt), parts)
@@ -130,7 +130,7 @@ async def test_an_endpoint_without_chats_gets_them_as_raw_prompts(engine_of, tmp
     (tmp_path / "chat.jinja").write_text(TEMPLATE)
     with Upstream(TEXT, routes=["completions"]) as upstream:
         engine = engine_of(upstream, chat_template="chat.jinja")
-        await engine.examine()
+        await engine.prepare()
         assert await text_of(engine, Call(CHAT.prompt)) == TEXT
     assert upstream.received[-1].body["prompt"] == "[user] Which letters?\n[A] "
 
