@@ -73,7 +73,7 @@ def _allow_files() -> None:
 
 
 def _disk_sync_ms(folder: Path) -> float:
-    """Median time until this disk has 4 kB for good: a plain request waits for that twice."""
+    """Median time until this disk has 4 kB for good."""
     seconds = []
     with (folder / "sync").open("wb", buffering=0) as file:
         for _ in range(50):

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, Table, create_engine
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random
 
 from gkt_plugins.accounting._migrate import migrate
 from gkt_plugins.accounting._rows import Row
@@ -32,6 +33,9 @@ _DOOR = 0x676B745F646F6F72
 
 _CONNECT_TIMEOUT_S = 10
 _DEADLOCK = "40P01"
+_TRIES = 5
+_PAUSE_S = 0.2
+"""At most, before a group that met a deadlock, or a cut connection, is written again."""
 _LOCK_TIMEOUT = "30s"
 """How long to wait for another process's commit, which takes milliseconds."""
 
@@ -76,14 +80,22 @@ class PostgreSQLStore(Store):
             raise
 
     def write(self, group: Group) -> list[Result]:
-        try:
-            return super().write(group)
-        except self._psycopg.OperationalError as exc:
-            if self.connection.closed:
-                self.connection = self._connect()  # the server was restarted, or an idle connection cut
-            elif exc.sqlstate != _DEADLOCK:
-                raise
-        return super().write(group)  # whatever is applied twice counts once
+        again = Retrying(
+            retry=retry_if_exception(self._may_pass),
+            stop=stop_after_attempt(_TRIES),
+            wait=wait_random(max=_PAUSE_S),  # or the two that waited for each other meet again
+            reraise=True,
+        )
+        return again(super().write, group)  # whatever is applied twice counts once
+
+    def _may_pass(self, exc: BaseException) -> bool:
+        """Whether the same group may be written now."""
+        if not isinstance(exc, self._psycopg.OperationalError):
+            return False
+        if self.connection.closed:
+            self.connection = self._connect()  # the server was restarted, or an idle connection cut
+            return True
+        return bool(exc.sqlstate == _DEADLOCK)
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         return self.connection.execute(sql.replace("?", "%s"), parameters)
