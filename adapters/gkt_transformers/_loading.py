@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gkt_plugins.errors import BackendError, ConfigError, require
+from gkt_plugins.speculation.loading import LOADING
 
 __all__ = ["LoadedModel", "eos_ids", "load_model", "load_tokenizer", "resolve_model", "torch_dtype"]
 
@@ -88,9 +89,10 @@ def load_model(
     if type(config) not in auto._model_mapping and not trust_remote_code:
         raise ConfigError(f"model {source!r} is a {config.model_type!r} model, which generates no text")
     try:
-        module, info = auto.from_pretrained(
-            source, dtype=weights_dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+        with LOADING:
+            module, info = auto.from_pretrained(
+                source, dtype=weights_dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            )
     except Exception as exc:  # safetensors, torch and pickle each raise their own
         raise BackendError(_unreadable(source, "weights", exc)) from exc
     _refuse_incomplete(source, info)

@@ -132,7 +132,7 @@ def _name_failures(summary: Summary, files: BatchFiles) -> None:
     """On stderr, one line each."""
     for number, custom_id, error in sorted(summary.failures)[:_FAILURES_SHOWN]:
         named = f"line {number}" if custom_id is None else f"line {number}, {custom_id!r}"
-        print(f"error: {named}: {error}", file=sys.stderr)
+        print(f"error: {named}: {error.removeprefix(f'line {number}').lstrip(': ')}", file=sys.stderr)
     if len(summary.failures) > _FAILURES_SHOWN:
         more = len(summary.failures) - _FAILURES_SHOWN
         print(f"error: and {more} more lines; {str(files.errors)!r} has every error", file=sys.stderr)

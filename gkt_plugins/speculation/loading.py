@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 from gkt_plugins.errors import ConfigError, require
 
-__all__ = ["end_ids", "load_causal_model", "load_tokenizer"]
+__all__ = ["LOADING", "end_ids", "load_causal_model", "load_tokenizer"]
+
+LOADING = threading.Lock()
+"""Held while weights are loaded: transformers ties and fills weights under switches of the whole process, so that of
+two models which load at once one comes out incomplete."""
 
 
 def load_causal_model(
@@ -24,9 +29,10 @@ def load_causal_model(
     if not Path(source).is_dir() and (Path(source).is_absolute() or source.startswith((".", "~"))):
         raise ConfigError(f"{key}: there is no folder {source}; give one that holds a causal language model")
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        with LOADING:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, trust_remote_code=trust_remote_code
+            )
     except Exception as exc:  # the hub's client, safetensors, torch and transformers each raise their own
         reason = " ".join(str(exc).split())[:200] or type(exc).__name__
         raise ConfigError(f"{key}: no causal language model could be loaded from {source!r}: {reason}") from exc
