@@ -27,7 +27,7 @@ class Part:
     """An engine, or another thing that the configuration names, and what was found."""
 
     kind: str
-    """``engine``, ``pipeline``, ``ledger`` or ``cache``."""
+    """``engine``, ``pipeline``, ``ledger``, ``cache`` or ``vllm``."""
     name: str
     findings: tuple[Finding, ...] = ()
     error: str = ""
@@ -53,11 +53,13 @@ async def examine(
     *,
     engines: Sequence[str] = (),
     refresh: bool = False,
+    around: str | None = None,
 ) -> Examination:
     """Look at ``engines``, or at all of them and at everything else.
 
     :param env: stands in for ``os.environ``.
     :param refresh: ask endpoints again that have been asked before.
+    :param around: an adapter whose engines are the server that everything runs in; they are not made for a look.
     :raises ConfigError: there is no engine of that name.
     """
     for name in engines:
@@ -66,7 +68,14 @@ async def examine(
     names = list(engines or config.engines)
     prices = await asyncio.to_thread(_prices, config, plugins, env)
     parts = list(
-        await asyncio.gather(*(_engine(name, config, plugins, env, prices, refresh=refresh) for name in names))
+        await asyncio.gather(
+            *(
+                _around(name, around)
+                if config.engines[name].adapter == around
+                else _engine(name, config, plugins, env, prices, refresh=refresh)
+                for name in names
+            )
+        )
     )
     if not engines:
         by_name = {part.name: part for part in parts}
@@ -75,6 +84,10 @@ async def examine(
         if config.cache is not None:
             parts.append(await _cache(config, env))
     return Examination(tuple(parts))
+
+
+async def _around(name: str, adapter: str) -> Part:
+    return Part("engine", name, (Finding("adapter", adapter), Finding("is", "the server around it", True)))
 
 
 async def _engine(

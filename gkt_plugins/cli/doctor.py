@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from gkt_plugins.config import Config
     from gkt_plugins.doctor import Examination, Part
 
 __all__ = ["register"]
@@ -32,6 +33,9 @@ def doctor(
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Ask endpoints again; otherwise answers of a week are believed.")
     ] = False,
+    vllm: Annotated[
+        bool, typer.Option("--vllm", help="For vLLM: will it load the plugins, and do what is configured?")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Look at keys, endpoints, prices, ledger and cache, and say how guidance will reach the student.
@@ -40,13 +44,15 @@ def doctor(
     used.
     """
     from gkt_plugins.config import load_config
-    from gkt_plugins.doctor import examine
+    from gkt_plugins.doctor import Examination, examine
     from gkt_plugins.plugins import load_plugins
 
     plugins = load_plugins()
-    found = asyncio.run(
-        examine(load_config(config, plugins=plugins), plugins, os.environ, engines=engines or (), refresh=refresh)
-    )
+    loaded = load_config(config, plugins=plugins)
+    around = "vllm" if vllm else None
+    found = asyncio.run(examine(loaded, plugins, os.environ, engines=engines or (), refresh=refresh, around=around))
+    if vllm:
+        found = Examination((*found.parts, _vllm(loaded)))
     if as_json:
         parts = [asdict(part) for part in found.parts]
         typer.echo(json.dumps({"ok": found.ok, "parts": parts}, ensure_ascii=False, indent=2))
@@ -54,6 +60,17 @@ def doctor(
         _show(found)
     if not found.ok:
         raise typer.Exit(1)
+
+
+def _vllm(config: Config) -> Part:
+    from gkt_plugins.doctor import Part
+    from gkt_plugins.errors import GktError
+    from gkt_vllm.doctor import examine_vllm
+
+    try:
+        return Part("vllm", "", tuple(examine_vllm(config, os.environ)))
+    except GktError as exc:
+        return Part("vllm", "", (), str(exc))
 
 
 def _show(found: Examination) -> None:

