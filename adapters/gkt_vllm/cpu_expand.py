@@ -31,7 +31,10 @@ def is_broken(function: Callable[..., Any]) -> bool:
     x = torch.tensor([0.5, 0.0, 2.0])
     for _ in range(3):  # what was in memory may be right by chance
         torch.full((6,), -7.0)
-        got = function(x, torch.tensor([2, 5, 6], dtype=torch.int32), 6, 0, 1)
+        try:
+            got = function(x, torch.tensor([2, 5, 6], dtype=torch.int32), 6, 0, 1)
+        except Exception:  # noqa: BLE001 - 0.28 puts its CPU kernel in later, and cannot be asked before
+            return True
         if not torch.equal(got, torch.tensor([0.5, 0.5, 1.0, 1.0, 1.0, 2.0])):
             return True
     return False

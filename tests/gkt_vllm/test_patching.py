@@ -56,3 +56,10 @@ def test_expanding_gives_each_token_its_requests_value():
 def test_only_a_function_that_gives_something_else_is_mended():
     assert not is_broken(expand_batch_to_tokens)
     assert is_broken(lambda x, cu, n, a, b: x.new_empty(n).fill_(7.0))
+
+
+def test_a_function_that_cannot_be_asked_is_mended():
+    def not_ready(*arguments):
+        raise TypeError("'function' object is not subscriptable")
+
+    assert is_broken(not_ready)
