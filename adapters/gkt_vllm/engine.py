@@ -64,7 +64,7 @@ class OfflineEngine:
             arguments = AsyncEngineArgs(model=source, **options.engine_args)
         except TypeError as exc:
             raise ConfigError(f"engines.{self._name}.engine_args must hold arguments of vLLM: {exc}") from exc
-        self._engine = AsyncLLM.from_engine_args(arguments)
+        self._engine: Any = AsyncLLM.from_engine_args(arguments)
         self._tokenizer: Any = self._engine.get_tokenizer()
 
     @property
@@ -128,7 +128,9 @@ class OfflineEngine:
         yield Delta(answer.text[sent:], reason, usage)
 
     async def aclose(self) -> None:
-        await asyncio.to_thread(self._engine.shutdown)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
 
     def _prompt(self, call: Call) -> list[int]:
         """Token ids of the prompt with the prefix behind it."""
