@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 import pytest
@@ -14,7 +14,6 @@ from gkt_plugins.contracts import (
     Completion,
     Delta,
     Engine,
-    Examinable,
     Forwarder,
     Message,
     Prompt,
@@ -26,29 +25,13 @@ from gkt_plugins.guidance.exchange import Parts
 from gkt_plugins.guidance.pipeline import Pipeline
 from gkt_plugins.guidance.policies import FixedLength, WordCut
 from gkt_plugins.propagation import trace_headers
-from gkt_plugins.testing.tgi_server import TGIReply, TGIServer
+from gkt_plugins.testing.tgi_server import TGIReply
 from gkt_tgi.engine import TGIEngine
 from gkt_tgi.options import TGIOptions
 
 TEXT = "The cat sat on the mat and slept."
 RAW = Prompt(text="Q: What did the cat do?\nA: ")
 CHAT = Prompt(messages=(Message("system", "Be brief."), Message("user", "What did the cat do?")))
-
-Serve = Callable[..., TGIServer]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[TGIServer] = []
-
-    def start(script: object = TEXT, **how: object) -> TGIServer:
-        servers.append(TGIServer(script, **how).start())  # type: ignore[arg-type]
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
-        assert server.violations == []
 
 
 def engine_at(url: str, **options: object) -> TGIEngine:
@@ -382,61 +365,4 @@ async def test_no_more_calls_are_under_way_than_concurrency_says(serve):
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await engine.aclose()
-
-
-TOOL = {"type": "function", "function": {"name": "look", "arguments": {}}}
-
-
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_request_with_tools_is_forwarded_as_it_came_with_the_server_s_own_model_name(serve, stream):
-    server = serve()
-    engine = engine_at(server.url)
-    body = {
-        "model": "gkt/default",
-        "messages": [{"role": "user", "content": "Look."}],
-        "tools": [TOOL],
-        "stop": "mat",
-        "max_completion_tokens": 9,
-        "stream": stream,
-    }
-    chunks = [chunk async for chunk in engine.forward("chat", body)]
-    sent = server.received[-1].body
-    assert sent == {
-        "model": "served",
-        "messages": body["messages"],
-        "tools": [TOOL],
-        "stop": ["mat"],
-        "max_tokens": 9,
-        "stream": stream,
-    }
-    assert (len(chunks) > 1) is stream
-    assert chunks[0]["object"] == ("chat.completion.chunk" if stream else "chat.completion")
-    await engine.aclose()
-
-
-async def test_what_the_server_tells_of_itself_is_found_out_for_the_doctor(serve):
-    engine = engine_at(serve().url, concurrency=200)
-    assert isinstance(engine, Examinable)
-    found = {finding.name: finding for finding in await engine.examine()}
-    assert found["server"].value == "text-generation-inference 3.3.6, model models/scripted"
-    assert found["prefix route"].good
-    assert found["chats"].good
-    assert found["calls at a time"].good is False
-    assert "Set concurrency to 128 or less" in found["calls at a time"].advice
-    await engine.aclose()
-    engine = engine_at(serve(fast_tokenizer=False).url)
-    found = {finding.name: finding for finding in await engine.examine()}
-    assert (found["chats"].good, found["calls at a time"].good) == (False, True)
-    await engine.aclose()
-    with pytest.raises(EngineError, match="cannot be reached"):
-        await engine_at("http://127.0.0.1:9").examine()
-
-
-async def test_what_cannot_be_forwarded_says_why(serve):
-    engine = engine_at(serve(TGIReply(TEXT, fails_after=2)).url)
-    with pytest.raises(EngineError, match="gives no log-probabilities and no echo for raw prompts"):
-        await anext(engine.forward("completions", {"prompt": "x", "echo": True}))
-    with pytest.raises(EngineError, match="failed while it wrote: generation"):
-        _ = [c async for c in engine.forward("chat", {"messages": [{"role": "user", "content": "x"}], "stream": True})]
     await engine.aclose()
