@@ -1,14 +1,9 @@
 """The packaged models load in the engines that later adapters serve, and say there what they say in transformers."""
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2
 import openai
 import pytest
 import torch
@@ -55,45 +50,7 @@ def test_vllm_loads_each_packaged_model_and_continues_greedily_as_transformers_d
     assert json.loads(run.stdout.splitlines()[-1])["token_ids"] == answers
 
 
-@contextmanager
-def transformers_serve(model: Path, *options: str) -> Iterator[str]:
-    """A running ``transformers serve``; gives its base URL."""
-    port = free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model), "--port", str(port)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    server = subprocess.Popen([*command, "--device", "cpu", "--dtype", "float32", *options], env=environment)
-    url = f"http://localhost:{port}"
-    try:
-        wait_until_ready(f"{url}/health", server)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until_ready(url: str, server: subprocess.Popen[bytes], timeout_s: float = 120.0) -> None:
-    import time
-
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        assert server.poll() is None, f"the server ended with exit code {server.returncode}"
-        try:
-            if httpx2.get(url, timeout=2).status_code == 200:
-                return
-        except httpx2.HTTPError:
-            time.sleep(0.5)
-    raise AssertionError(f"{url} did not answer within {timeout_s} s")
-
-
-def test_transformers_serve_answers_a_chat_with_the_teacher_s_own_greedy_text() -> None:
+def test_transformers_serve_answers_a_chat_with_the_teacher_s_own_greedy_text(transformers_serve) -> None:
     _, _, texts = greedy("teacher", count=1, max_tokens=40)
     with transformers_serve(model_dir("teacher")) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused")

@@ -1,15 +1,9 @@
 """``gkt serve`` before two real ``transformers serve``: the demo models, each with its own tokenizer."""
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 import torch
@@ -39,43 +33,8 @@ guidance.tokens = 16
 MAX_TOKENS = 48
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def transformers_serve(model: Path) -> Iterator[str]:
-    """A running ``transformers serve``; gives its base URL."""
-    port = free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model), "--port", str(port)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen([*command, "--device", "cpu", "--dtype", "float32"], env=environment)
-    try:
-        url = f"http://localhost:{port}"
-        deadline = time.monotonic() + 120
-        while not answers(f"{url}/health"):
-            assert server.poll() is None, f"the server ended with exit code {server.returncode}"
-            assert time.monotonic() < deadline, f"{url} did not answer"
-            time.sleep(0.5)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx2.get(url, timeout=2).status_code == 200
-    except httpx2.HTTPError:
-        return False
-
-
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+def gateway(transformers_serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     with ExitStack() as stack:
         teacher = stack.enter_context(transformers_serve(model_dir("teacher")))
         student = stack.enter_context(transformers_serve(model_dir("student")))

@@ -5,16 +5,11 @@ of a stream without ``[DONE]``, and has no list of models.
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-import httpx2
 import pytest
 
 from gkt_openai.engine import OpenAIEngine
@@ -31,35 +26,12 @@ from gkt_transformers.options import TransformersOptions
 QUESTIONS = [problem.question for problem in problems(0, 6, split="test")]
 
 
-@contextmanager
-def transformers_serve(model: Path) -> Iterator[str]:
-    """A running server; gives its base URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model), "--port", str(port)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen([*command, "--device", "cpu", "--dtype", "float32"], env=environment)
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            assert server.poll() is None, f"the server ended with exit code {server.returncode}"
-            try:
-                if httpx2.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200:
-                    break
-            except httpx2.HTTPError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
 @pytest.fixture(scope="module")
-def servers() -> Iterator[dict[str, str]]:
+def servers(transformers_serve: Any) -> Iterator[dict[str, str]]:
     """Base URLs of the teacher and of the student."""
     with ExitStack() as stack:
-        yield {name: stack.enter_context(transformers_serve(model_dir(name))) for name in ("teacher", "student")}
+        names = ("teacher", "student")
+        yield {name: f"{stack.enter_context(transformers_serve(model_dir(name)))}/v1" for name in names}
 
 
 def endpoint(servers: dict[str, str], name: str, folder: Path, *, template: bool = True) -> OpenAIEngine:
