@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 import time
 from calendar import timegm
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from gkt_plugins.accounting.requests import RequestRecord
 from gkt_plugins.contracts import Usage, UsageRecord
@@ -22,7 +20,7 @@ from gkt_plugins.testing.gateway_process import GatewayProcess
 from gkt_plugins.testing.ledgers import invented_traffic, write_traffic
 from gkt_plugins.testing.openai_upstream import Upstream
 
-AXE = Path(__file__).parent / "node" / "node_modules" / "axe-core" / "axe.min.js"
+AXE = Path(__file__).parents[1] / "node" / "node_modules" / "axe-core" / "axe.min.js"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 ADMIN, GUEST = "an admin's key of more than 32 characters", "a guest's key of more than 32 characters, too"
 NOW = time.time()
@@ -71,16 +69,6 @@ def call(name: str, **changes: Any) -> UsageRecord:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    assert chromium, "there is no chromium; install Debian's package, or name the program in CHROMIUM"
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """With a week of traffic that never was."""
     folder = tmp_path_factory.mktemp("gateway")
@@ -93,46 +81,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     with GatewayProcess(CONFIG + KEYS, tmp_path_factory.mktemp("guarded")) as running:
         yield running
-
-
-class Visitor:
-    """Opens pages that complain about nothing and load nothing from elsewhere."""
-
-    def __init__(self, browser: Browser) -> None:
-        self._browser = browser
-        self._contexts: list[BrowserContext] = []
-        self.complaints: list[str] = []
-        self.addresses: list[str] = []
-
-    def open(self, gateway: GatewayProcess, view: str = "", *, width: int = 1280, **options: Any) -> Page:
-        context = self._browser.new_context(viewport={"width": width, "height": 900}, locale="en-GB", **options)
-        self._contexts.append(context)
-        return self.tab(context, gateway, view)
-
-    def tab(self, context: BrowserContext, gateway: GatewayProcess, view: str = "") -> Page:
-        page = context.new_page()
-        page.on("console", lambda message: self._complain(message.type, message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda sent: self.addresses.append(sent.url))
-        page.goto(f"{gateway.url}/dashboard#{view}")
-        return page
-
-    def _complain(self, kind: str, text: str) -> None:
-        if kind in ("error", "warning") and "Failed to load resource" not in text:  # what a refused request reads as
-            self.complaints.append(text)
-
-    def leave(self) -> None:
-        for context in self._contexts:
-            context.close()
-
-
-@pytest.fixture
-def visitor(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Visitor]:
-    visiting = Visitor(browser)
-    yield visiting
-    visiting.leave()
-    assert visiting.complaints == []
-    assert {re.match(r"(\w+:(//127\.0\.0\.1)?)", address)[1] for address in visiting.addresses} == {"http://127.0.0.1"}  # type: ignore[index]
 
 
 def violations(page: Page) -> list[str]:

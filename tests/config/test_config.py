@@ -2,55 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated
-
 import pytest
-from pydantic import BaseModel, Field, NonNegativeInt
 
-from gkt_plugins.config import Config, as_written, chosen_names, environment_names, load_config
-from gkt_plugins.contracts import Factory, Options
+from gkt_plugins.config import as_written, chosen_names, environment_names
 from gkt_plugins.errors import ConfigError
-from gkt_plugins.hookspecs import hookimpl
-from gkt_plugins.plugins import Plugins
-from gkt_plugins.testing.plugins import plugins_from
-
-
-class Retry(BaseModel, extra="forbid"):
-    attempts: NonNegativeInt = 0
-
-
-class FakeOptions(Options):
-    model: str
-    timeout_s: Annotated[float, Field(gt=0)] = 30.0
-    api_key_env: str | None = None
-    retry: Retry = Retry()
-    retries: tuple[Retry, ...] = ()
-    either: int | bool = 0
-
-
-class FakePlugin:
-    """An engine, a source of prices and a cutting policy with keys of their own."""
-
-    GKT_CONTRACT = 1
-
-    @hookimpl
-    def gkt_engines(self):
-        return {"fake": Factory(lambda options, context: SimpleNamespace(options=options), FakeOptions)}
-
-    @hookimpl
-    def gkt_price_sources(self):
-        return {"catalogue": Factory(lambda options, context: None, FakeOptions)}
-
-    @hookimpl
-    def gkt_cutting_policies(self):
-        return {
-            "lines": Factory(
-                lambda options, context: None, type("Lines", (Options,), {"__annotations__": {"least": int}})
-            )
-        }
-
 
 ENGINES = """\
 [engines.big]
@@ -100,40 +55,15 @@ max_leniency = 0.5
 )
 
 
-@pytest.fixture(scope="module")
-def plugins() -> Plugins:
-    return plugins_from(FakePlugin())
-
-
-@pytest.fixture
-def load(plugins):
-    def load(text: str, *overrides: str) -> Config:
-        return load_config(text=text, overrides=overrides, env={}, plugins=plugins)
-
-    return load
-
-
-@pytest.fixture
-def refusal(load):
-    """The lines of the error that a text is refused with."""
-
-    def refusal(text: str, *overrides: str) -> list[str]:
-        with pytest.raises(ConfigError) as caught:
-            load(text, *overrides)
-        return str(caught.value).splitlines()
-
-    return refusal
-
-
 # ------------------------------------------------------------------------------------------------------ what is loaded
 
 
-def test_every_section_is_read_into_its_own_type(load):
+def test_every_section_is_read_into_its_own_type(load, fake_options):
     config = load(WHOLE)
     assert config.engines["big"].adapter == "fake"
-    assert config.engines["big"].options == FakeOptions(model="large")
+    assert config.engines["big"].options == fake_options(model="large")
     assert config.prices["large"].input_per_million == "2.50"
-    assert config.price_sources["fallback"].options == FakeOptions(model="any")
+    assert config.price_sources["fallback"].options == fake_options(model="any")
     pipeline = config.pipelines["default"]
     assert (pipeline.teacher, pipeline.student) == ("big", "small")
     assert pipeline.guidance.length_options.tokens == 25
@@ -188,53 +118,6 @@ def test_the_environment_variables_that_it_names_are_listed(load):
 
 def test_the_same_text_loads_twice_to_the_same_configuration(load):
     assert load(WHOLE) == load(WHOLE)
-
-
-# ------------------------------------------------------------------------------------------------------ where it stands
-
-
-def test_the_file_is_found_by_path_by_environment_and_by_its_usual_name(tmp_path, monkeypatch, plugins):
-    for name in ("a.toml", "b.toml", "gkt.toml"):
-        (tmp_path / name).write_text(f'[gateway]\nhost = "{name}"')
-    monkeypatch.chdir(tmp_path)
-    env = {"GKT_CONFIG": str(tmp_path / "b.toml")}
-    assert load_config(tmp_path / "a.toml", env=env, plugins=plugins).gateway.host == "a.toml"
-    assert load_config(env=env, plugins=plugins).gateway.host == "b.toml"
-    found = load_config(env={}, plugins=plugins)
-    assert (found.gateway.host, found.base_dir, found.source) == ("gkt.toml", tmp_path, Path("gkt.toml"))
-
-
-def test_a_missing_file_says_where_it_was_looked_for(tmp_path, plugins):
-    with pytest.raises(ConfigError, match=r"no configuration at '.*none\.toml'; write one there"):
-        load_config(tmp_path / "none.toml", plugins=plugins)
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe", None], ids=["not UTF-8", "a folder"])
-def test_a_file_that_cannot_be_read_says_why(tmp_path, plugins, content):
-    path = tmp_path / "gkt.toml"
-    path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(ConfigError, match="cannot be read as UTF-8 text"):
-        load_config(path, plugins=plugins)
-
-
-def test_a_byte_order_mark_does_not_matter(tmp_path, plugins):
-    path = tmp_path / "gkt.toml"
-    path.write_bytes(b'\xef\xbb\xbf[gateway]\nhost = "h"')
-    assert load_config(path, plugins=plugins).gateway.host == "h"
-
-
-def test_what_is_not_toml_is_said_with_its_line(refusal):
-    assert refusal("[gateway]\nhost = = 1") == ["the text is not TOML: Invalid value (at line 2, column 8)"]
-
-
-def test_an_error_in_a_file_names_the_file_and_the_line(tmp_path, plugins):
-    path = tmp_path / "gkt.toml"
-    path.write_text("[vllm]\n\nmax_leniency = 3")
-    with pytest.raises(ConfigError) as caught:
-        load_config(path, plugins=plugins)
-    assert str(caught.value) == (
-        f"vllm.max_leniency must be in (0, 1], got 3 ({path}, line 3); 1 is lossless, smaller accepts more draft tokens"
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------ overrides
