@@ -3,12 +3,17 @@
 import gc
 import math
 import os
-from collections.abc import Callable, Iterator
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -114,3 +119,61 @@ def assert_agree() -> Callable[[Counts, list[Counts]], None]:
         assert abs(engine.acceptance_rate - rate) <= 4 * math.sqrt(2) * standard_error
 
     return assert_agree
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """``free_port()``: of this machine, for a server that is about to start."""
+
+    def free_port() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return free_port
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., Any]:
+    """``with serving(folder, {port: command}) as urls``: servers that start together, and are ready.
+
+    They run in ``folder``, where each writes ``PORT.log``; ``--port`` and ``--host`` are added to their commands.
+    """
+
+    @contextmanager
+    def serving(folder: Path, commands: Mapping[int, Sequence[str]], **variables: str) -> Iterator[list[str]]:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
+        environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+        started: dict[int, subprocess.Popen[bytes]] = {}
+        try:
+            for port, command in commands.items():
+                with (folder / f"{port}.log").open("w") as log:
+                    started[port] = subprocess.Popen(
+                        [*command, "--port", str(port), "--host", "127.0.0.1"], cwd=folder, env=environment,
+                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                    )  # fmt: skip
+            deadline = time.monotonic() + 300
+            for port, process in started.items():
+                while not healthy(f"http://127.0.0.1:{port}/health"):
+                    assert process.poll() is None, (folder / f"{port}.log").read_text()[-3000:]
+                    assert time.monotonic() < deadline, (folder / f"{port}.log").read_text()[-3000:]
+                    time.sleep(0.5)
+            yield [f"http://127.0.0.1:{port}" for port in started]
+        finally:
+            for process in started.values():
+                os.killpg(process.pid, signal.SIGTERM)
+            for process in started.values():
+                try:
+                    process.wait(timeout=30)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+    return serving
+
+
+def healthy(url: str) -> bool:
+    try:
+        return httpx2.get(url, timeout=2).status_code == 200
+    except httpx2.TransportError:
+        return False
