@@ -152,7 +152,9 @@ def _draft(
     if speculation.verifier == "block":
         filled["rejection_sample_method"] = "block"
     if config.vllm.largest_batch is not None:
-        filled["num_speculative_tokens_per_batch_size"] = [[1, config.vllm.largest_batch, gamma]]
+        # vLLM carries the last entry on to every larger batch.
+        largest = config.vllm.largest_batch
+        filled["num_speculative_tokens_per_batch_size"] = [[1, largest, gamma], [largest + 1, largest + 1, 0]]
     start.speculative_config = filled
     start.active.append(f"drafts by {speculation.drafter}, {gamma} tokens a block")
 

@@ -46,7 +46,7 @@ def test_prompt_lookup_becomes_vllms_own_n_grams(start):
 
 def test_drafts_end_where_the_configuration_says_batches_are_too_large(start):
     started = start(f"[speculation]\n{DRAFT}gamma = 4\n[vllm]\nlargest_batch = 8")
-    assert started.speculative_config["num_speculative_tokens_per_batch_size"] == [[1, 8, 4]]
+    assert started.speculative_config["num_speculative_tokens_per_batch_size"] == [[1, 8, 4], [9, 9, 0]]
 
 
 def test_an_automatic_gamma_is_a_fixed_one_in_vllm_and_said_to_be(start):
