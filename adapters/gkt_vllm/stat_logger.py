@@ -91,7 +91,7 @@ def _logger_class() -> type:
                 return
             try:
                 self._counters.observe(stats)
-            except Exception:
+            except Exception:  # noqa: BLE001 - see above
                 _log.exception("gkt: acceptance is not counted any more; report this with the version of vLLM")
                 self._counters = None
 
