@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from gkt_plugins.errors import GktError
 from gkt_vllm.patching import replace
-from gkt_vllm.section import read_section
+from gkt_vllm.section import SECTION, read_section
 
 __all__ = ["register"]
 
@@ -26,26 +27,42 @@ def register() -> None:
 
 def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        section = read_section(self.additional_config)
-        if section is None:
+        if SECTION not in (self.additional_config or {}):
             return original(self, *args, **kwargs)
-        import vllm
         from vllm.usage.usage_lib import UsageContext
 
-        from gkt_vllm.frontend import decide
-
-        start = decide(section, self.model, self.speculative_config, vllm.__version__)
-        self.additional_config = start.additional_config(self.additional_config)
-        if start.speculative_config is not None:
-            self.speculative_config = start.speculative_config
-        vllm_config = original(self, *args, **kwargs)
         context = args[0] if args else kwargs.get("usage_context")
         serves = context == UsageContext.OPENAI_API_SERVER
-        start.check(vllm_config, serves=serves, named=os.environ.get("VLLM_PLUGINS"))
-        start.announce(vllm_config, vllm.__version__)
-        return vllm_config
+        try:
+            return _with_section(self, serves, lambda: original(self, *args, **kwargs))
+        except GktError as exc:
+            if serves:  # who starts a server reads one sentence, not the way through vLLM
+                raise SystemExit(f"gkt-plugins: {exc}") from exc
+            raise
 
     return create_engine_config
+
+
+def _with_section(engine_args: Any, serves: bool, create: Callable[[], Any]) -> Any:
+    """vLLM's configuration, with what the section's file adds; ``engine_args`` are left as they were."""
+    import vllm
+
+    from gkt_vllm.frontend import decide
+
+    section = read_section(engine_args.additional_config)
+    assert section is not None
+    given = engine_args.additional_config, engine_args.speculative_config
+    start = decide(section, engine_args.model, engine_args.speculative_config, vllm.__version__)
+    engine_args.additional_config = start.additional_config(engine_args.additional_config)
+    if start.speculative_config is not None:
+        engine_args.speculative_config = start.speculative_config
+    try:
+        vllm_config = create()
+    finally:
+        engine_args.additional_config, engine_args.speculative_config = given
+    start.check(vllm_config, serves=serves, named=os.environ.get("VLLM_PLUGINS"))
+    start.announce(vllm_config, vllm.__version__)
+    return vllm_config
 
 
 def _wrap_worker(original: Callable[..., Any]) -> Callable[..., Any]:
