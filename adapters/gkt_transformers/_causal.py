@@ -114,7 +114,7 @@ class CausalRunner:
         if self._alarm is not None:
             self._alarm.observe(result.counts)
         row.push(result.token_ids[row.completion_tokens :])  # those it has not had as they came
-        row.finish_reason = result.finish_reason
+        row.finish_reason = row.finish_reason or result.finish_reason  # to the loop a criterion's end is always a stop
         row.drafted_tokens = result.counts.drafted
         row.accepted_tokens = result.counts.accepted
         row.seconds = result.seconds

@@ -114,6 +114,15 @@ async def test_a_stop_string_ends_the_row_and_is_never_streamed(engine_of, draft
     assert "".join([delta.text async for delta in engine.stream(call)]) == stopped.text
 
 
+async def test_an_answer_that_is_cut_at_its_bound_says_so_although_stop_strings_were_given(engine_of, draft):
+    engine = engine_of(speculation=draft)
+    [plain] = await engine.generate([Call(QUESTION, sampling=Sampling(max_tokens=12))])
+    call = Call(QUESTION, sampling=Sampling(max_tokens=12, stop=("never written",)))
+    [bounded] = await engine.generate([call])
+    assert (bounded.text, bounded.finish_reason) == (plain.text, "length")
+    assert [delta.finish_reason async for delta in engine.stream(call)][-1] == "length"
+
+
 async def test_concurrent_callers_share_a_batch(engine_of):
     engine = engine_of(max_batch=8, max_wait_ms=500)
     call = Call(QUESTION, sampling=Sampling(max_tokens=4))
