@@ -99,6 +99,11 @@ def decide(section: GktSection, model: str, speculative_config: object, version:
         start.active.append(f"guidance, pipelines.{name} by {config.pipelines[name].teacher}")
     source = str((config.source or Path(section.config)).resolve())
     workers = WorkerSettings(leniency=leniency, drafter=_own_drafter(config, start))
+    if config.trace is not None:
+        if workers.drafter is not None:
+            start.active.append(f"recording answers in {config.base_dir / config.trace.path}")
+        else:
+            start.notes.append("[trace] records what our own drafter drafts for; set vllm.drafts_by = 'gkt' to record")
     start.section = section.model_copy(update={"config": source, "workers": workers})
     return start
 
@@ -168,6 +173,7 @@ def _own_drafter(config: Config, start: Start) -> DrafterSettings | None:
         drafter_options=config.speculation.drafter_options.model_dump(),
         base_dir=str(config.base_dir.resolve()),
         auto=config.speculation.gamma == "auto",
+        trace=None if config.trace is None else config.trace.model_dump(exclude_unset=True),
     )
 
 

@@ -42,6 +42,8 @@ class DrafterSettings(_Frozen):
     base_dir: str
     auto: bool
     """Draft lengths follow measured costs and acceptance, and drafts go off where they do not pay."""
+    trace: dict[str, Any] | None = None
+    """``[trace]``, as it was written: what is kept of the answers, to distil from."""
 
 
 class WorkerSettings(_Frozen):

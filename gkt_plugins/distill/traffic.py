@@ -16,7 +16,7 @@ import os
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -115,11 +115,22 @@ class TrafficRecorder:
             if event.finished:
                 del self._open[event.row]
                 if row.wanted:
-                    self._record(event, row.rejected)
+                    prompt = event.token_ids[: event.prompt_tokens]
+                    answer = event.token_ids[event.prompt_tokens :] + event.kept
+                    self._record(event.request_id, prompt, answer, row.rejected)
 
-    def _record(self, event: TraceEvent, rejected: list[int]) -> None:
-        prompt = event.token_ids[: event.prompt_tokens]
-        answer = event.token_ids[event.prompt_tokens :] + event.kept
+    def record(
+        self, request_id: str, prompt: Sequence[int], answer: Sequence[int], rejected: Sequence[int] = ()
+    ) -> None:
+        """Take in one finished answer, from an engine that knows it whole.
+
+        :param rejected: places in ``answer``, from 0, at which the target replaced a drafted token.
+        """
+        with self._lock:
+            if not self.stopped and self._draw() < self._share:
+                self._record(request_id, prompt, answer, rejected)
+
+    def _record(self, request_id: str, prompt: Sequence[int], answer: Sequence[int], rejected: Sequence[int]) -> None:
         line: dict[str, Any] = {"gkt_traffic": FORMAT, "target": self._target}
         if self._redact == "prompt":
             # A rejection of the answer's first token has no context but the prompt.
@@ -128,7 +139,7 @@ class TrafficRecorder:
                 return
             line |= {"windows": windows}
         else:
-            line |= {"request": event.request_id, "prompt": prompt, "answer": answer, "rejected": rejected}
+            line |= {"request": request_id, "prompt": prompt, "answer": answer, "rejected": rejected}
         try:
             self._append(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         except OSError as exc:

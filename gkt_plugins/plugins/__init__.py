@@ -67,6 +67,7 @@ FAMILIES: Mapping[Family, str] = {
 """What messages call one of each family. In the order of ``hookspecs.py``."""
 
 Built = TypeVar("Built", covariant=True)
+Item = TypeVar("Item")
 
 Entry: TypeAlias = tuple[Factory[Built], "PluginInfo"]
 """A factory, and the plugin that provides it."""
@@ -208,6 +209,14 @@ class Plugins:
         """
         observers = (*self._trace_observers, *(Observer(label, call) for label, call in own.items()))
         return (lambda event: self._thread.tell(observers, event)) if observers else None
+
+    def observer(self, label: str, call: Callable[[Item], object]) -> Callable[[Item], None]:
+        """``call`` on the observers' thread: what this returns takes an item, returns at once and never raises.
+
+        :param label: whose it is, for the log.
+        """
+        observers = (Observer(label, call),)
+        return lambda item: self._thread.tell(observers, item)
 
     @property
     def tracing(self) -> bool:
