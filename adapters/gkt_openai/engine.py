@@ -19,6 +19,7 @@ from gkt_openai.templates import ChatTemplate
 from gkt_openai.usage import BusyTime, settled_usage
 from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta, Finding, Usage
 from gkt_plugins.errors import EngineError
+from gkt_plugins.openai_wire.usage import read_drafts
 
 __all__ = ["OpenAIEngine"]
 
@@ -104,7 +105,9 @@ class OpenAIEngine:
             seconds = self._busy.end(begun)
         texts.append(rest)
         text = "".join(texts)
-        usage, notes = settled_usage(call, text, reader.usage, max_tokens=asked.max_tokens, seconds=seconds)
+        usage, notes = settled_usage(
+            call, text, reader.usage, max_tokens=asked.max_tokens, seconds=seconds, drafts=reader.drafts
+        )
         assert reader.reason is not None
         yield Delta(rest, reader.reason, usage, notes + self._said(text, reader.reasoned) + _hinted(asked))
 
@@ -187,7 +190,12 @@ class OpenAIEngine:
             seconds = self._busy.end(begun)
         reported = found.get("usage")
         usage, notes = settled_usage(
-            call, text, reported if isinstance(reported, dict) else None, max_tokens=asked.max_tokens, seconds=seconds
+            call,
+            text,
+            reported if isinstance(reported, dict) else None,
+            max_tokens=asked.max_tokens,
+            seconds=seconds,
+            drafts=read_drafts(found),
         )
         return Completion(text, reason, usage, notes + self._said(text, reasoned) + _hinted(asked))
 

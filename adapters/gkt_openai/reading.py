@@ -10,6 +10,7 @@ from gkt_openai.calls import Route
 from gkt_openai.errors import EndpointError
 from gkt_openai.events import EventReader, EventTooLongError
 from gkt_plugins.contracts import FinishReason
+from gkt_plugins.openai_wire.usage import read_drafts
 
 __all__ = ["ChunkReader", "StreamReader", "read_object", "read_whole", "truncated"]
 
@@ -173,6 +174,8 @@ class StreamReader:
         self.reason: FinishReason | None = None
         self.usage: Mapping[str, Any] | None = None
         """The newest; some endpoints tell it in every chunk, and the last is the whole."""
+        self.drafts = (0, 0)
+        """Drafted and accepted tokens, of an endpoint that tells them."""
         self.reasoned = False
         """Text came that is not part of the answer."""
 
@@ -196,6 +199,7 @@ class StreamReader:
         usage = chunk.get("usage")
         if isinstance(usage, dict):
             self.usage = usage
+        self.drafts = max(self.drafts, read_drafts(chunk))
         choices = chunk.get("choices")
         if not choices:
             return ""

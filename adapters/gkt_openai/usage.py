@@ -13,13 +13,22 @@ __all__ = ["BusyTime", "settled_usage"]
 
 
 def settled_usage(
-    call: Call, text: str, reported: Mapping[str, Any] | None, *, max_tokens: int, seconds: float | None
+    call: Call,
+    text: str,
+    reported: Mapping[str, Any] | None,
+    *,
+    max_tokens: int,
+    seconds: float | None,
+    drafts: tuple[int, int] = (0, 0),
 ) -> tuple[Usage, tuple[str, ...]]:
     """Usage of ``call``, which wrote ``text``, and a note where the endpoint's counts cannot be true.
+
+    ``drafts``: drafted and accepted tokens, of an endpoint that tells them.
 
     A count that is missing, or impossible, is estimated, and the usage marked so: completion tokens are at least 1
     where there is text, and at most ``max_tokens``; prompt tokens are at least 1; cached tokens at most those.
     """
+    drafted, accepted = drafts
     prompt = _count(reported, "prompt_tokens")
     completion = _count(reported, "completion_tokens")
     cached = _cached(reported)
@@ -31,7 +40,7 @@ def settled_usage(
     if true_prompt and true_completion:
         if cached is not None and not 0 <= cached <= (prompt or 0):
             cached = None
-        return Usage(prompt, cached, completion, seconds=seconds), notes
+        return Usage(prompt, cached, completion, drafted, accepted, seconds), notes
     if reported:
         notes = ("usage estimated: the endpoint's own token counts cannot be true",)
     estimate = estimate_usage(call, text)
@@ -40,7 +49,9 @@ def settled_usage(
             prompt if true_prompt else estimate.prompt_tokens,
             None,
             completion if true_completion else estimate.completion_tokens,
-            seconds=seconds,
+            drafted,
+            accepted,
+            seconds,
             estimated=True,
         ),
         notes,

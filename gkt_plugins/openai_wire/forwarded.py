@@ -17,7 +17,7 @@ from gkt_plugins.guidance.timings import CallTiming, Timings
 from gkt_plugins.openai_wire.errors import InvalidRequest
 from gkt_plugins.openai_wire.provenance import Provenance
 from gkt_plugins.openai_wire.requests import Asked
-from gkt_plugins.openai_wire.usage import read_usage
+from gkt_plugins.openai_wire.usage import read_drafts, read_usage
 
 __all__ = ["ForwardedCall", "forwarded_provenance", "unserved"]
 
@@ -64,6 +64,7 @@ class ForwardedCall:
         self._timings = timings
         self._timing = CallTiming(0.0)
         self._usage: Usage | None = None
+        self._drafts = (0, 0)
         self._texts: list[str] = []
         self.answered = False
         """Something came."""
@@ -94,6 +95,7 @@ class ForwardedCall:
             self.answered = True
             self._breaker.answering()
         self._usage = read_usage(chunk.get("usage")) or self._usage
+        self._drafts = max(self._drafts, read_drafts(chunk))
         for choice in chunk.get("choices") or ():
             self.complete = self.complete or bool(choice.get("finish_reason"))
             said = choice.get("delta") or choice.get("message") or choice
@@ -116,7 +118,10 @@ class ForwardedCall:
         usage = self._usage
         if usage is None or usage.completion_tokens is None:
             usage = estimate_usage(Call(self._request.prompt), "".join(self._texts), error)
-        closed = replace(self._record, status=status, usage=replace(usage, seconds=ended - self._timing.started))
+        drafted, accepted = self._drafts
+        seconds = ended - self._timing.started
+        usage = replace(usage, drafted_tokens=drafted, accepted_tokens=accepted, seconds=seconds)
+        closed = replace(self._record, status=status, usage=usage)
         accounts = self._parts.accounts
         self._records.append(closed if accounts is None else await accounts.closed(closed))
 

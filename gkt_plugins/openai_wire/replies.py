@@ -86,12 +86,15 @@ def usage_of(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _counts(usage: Usage) -> dict[str, Any]:
-    return {
+    counts: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "cached_tokens": usage.cached_tokens,
         "completion_tokens": usage.completion_tokens,
         "estimated": usage.estimated,
     }
+    if usage.drafted_tokens:
+        counts |= {"drafted_tokens": usage.drafted_tokens, "accepted_tokens": usage.accepted_tokens}
+    return counts
 
 
 def _prompt_tokens(answer: Answer) -> int | None:

@@ -47,7 +47,7 @@ class Run:
             await asyncio.sleep(self._reply.per_token_s * max(0, len(tokens) - 1))
         body = self._answering.whole(self._reply.reasoning, dict(self._reply.message or {}))
         if self._reply.usage != "never":
-            body["usage"] = self._usage(len(tokens))
+            body |= self._told(len(tokens))
         data = json.dumps(body, ensure_ascii=False).encode()
         fault = self._fault
         if fault.hang_after is not None:
@@ -90,7 +90,7 @@ class Run:
                 await self._send(wire, chunk, len(answering.tokens))
         asked = (self._received.body.get("stream_options") or {}).get("include_usage")
         if asked and reply.usage in ("asked", "wrong"):
-            await self._send(wire, answering.head() | {"choices": [], "usage": self._usage(len(answering.tokens))})
+            await self._send(wire, answering.head() | {"choices": []} | self._told(len(answering.tokens)))
         if fault.done:
             await self._write(wire, frame("[DONE]", reply.line_end))
         wire.end()
@@ -133,6 +133,10 @@ class Run:
         if number == fault.error_after:
             await wire.send(frame(json.dumps({"error": {"message": "the engine died", "code": 500}}), end))
         return False
+
+    def _told(self, tokens: int) -> dict[str, Any]:
+        told: dict[str, Any] = {"usage": self._usage(tokens)}
+        return told if self._reply.metrics is None else told | {"metrics": dict(self._reply.metrics)}
 
     def _usage(self, tokens: int) -> dict[str, Any]:
         if self._reply.usage == "wrong":

@@ -56,6 +56,8 @@ class Reply:
     usage: Literal["asked", "never", "every_chunk", "wrong"] = "asked"
     """``asked``: in a last chunk, where ``stream_options`` asks for it, and in whole responses. ``every_chunk``: a
     running count in each. ``wrong``: counts that cannot be."""
+    metrics: Mapping[str, Any] | None = None
+    """What is told beside ``usage``, such as ``{"speculative_decoding": {…}}``."""
     line_end: Literal["\n", "\r\n", "\r"] = "\n"
     comments: bool = False
     """A comment before each frame."""

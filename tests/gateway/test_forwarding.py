@@ -130,6 +130,15 @@ async def test_it_is_on_record_like_any_call(forwarded):
     assert record.student_s is not None
 
 
+@pytest.mark.parametrize("streams", [False, True])
+async def test_drafts_that_the_students_engine_tells_of_are_on_record(forwarded, streams):
+    told = {"metrics": {"speculative_decoding": {"num_draft_tokens": 12, "num_accepted_draft_tokens": 5}}}
+    running, _ = await forwarded(*([*CHUNKS[:-1], CHUNKS[-1] | told] if streams else [WHOLE | told]))
+    await (streamed(running) if streams else running.chat(tools=TOOLS))
+    [call] = await running.calls()
+    assert (call.usage.drafted_tokens, call.usage.accepted_tokens) == (12, 5)
+
+
 async def test_a_stream_is_passed_on_and_its_end_says_where_it_comes_from(forwarded):
     running, edge = await forwarded(*CHUNKS)
     *chunks, done = await streamed(running)

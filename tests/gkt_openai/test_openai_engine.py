@@ -163,6 +163,14 @@ async def test_counts_that_are_not_told_are_estimated_and_marked(engine_of, ask)
     assert completion.notes == ()
 
 
+@pytest.mark.parametrize("ask", [streamed, whole])
+async def test_drafts_that_the_endpoint_tells_of_are_part_of_the_usage(engine_of, ask):
+    drafts = {"num_draft_tokens": 12, "num_accepted_draft_tokens": 5}
+    with Upstream(Reply("one two three", metrics={"speculative_decoding": drafts})) as upstream:
+        usage = (await ask(engine_of(upstream), CHAT)).usage
+    assert (usage.drafted_tokens, usage.accepted_tokens, usage.completion_tokens) == (12, 5, 3)
+
+
 async def test_usage_in_every_chunk_is_a_running_count_and_not_a_sum(engine_of):
     with Upstream(Reply("one two three four", usage="every_chunk")) as upstream:
         completion = await streamed(engine_of(upstream), CHAT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gkt_plugins.accounting.prices import ConfigPrices
@@ -11,7 +13,7 @@ from gkt_plugins.guidance.answers import Answer, Choice
 from gkt_plugins.openai_wire.provenance import provenance, way_of
 from gkt_plugins.openai_wire.replies import failure, model_list, reply, usage_of
 from gkt_plugins.openai_wire.requests import Asked, parse
-from gkt_plugins.openai_wire.usage import read_usage
+from gkt_plugins.openai_wire.usage import read_drafts, read_usage
 
 PRICES = ConfigPrices(
     {
@@ -155,6 +157,31 @@ def test_what_each_model_read_and_wrote_is_told_beside():
 )
 def test_usage_that_an_endpoint_reports_is_read_and_what_is_no_count_is_unknown(reported, usage):
     assert read_usage(reported) == usage
+
+
+def test_drafts_are_told_of_a_model_that_had_some():
+    drafted = record("student", 7, 4)
+    drafted = replace(drafted, usage=replace(drafted.usage, drafted_tokens=8, accepted_tokens=3))
+    usage = usage_of([Answer("it", (choice(),), records=(record("teacher", 5, 3), drafted))])["gkt"]
+    assert (usage["student"]["drafted_tokens"], usage["student"]["accepted_tokens"]) == (8, 3)
+    assert "drafted_tokens" not in usage["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "drafts"),
+    [
+        ({"speculative_decoding": {"num_draft_tokens": 8, "num_accepted_draft_tokens": 3}}, (8, 3)),
+        ({"speculative_decoding": {"num_draft_tokens": 3, "num_accepted_draft_tokens": 8}}, (0, 0)),
+        ({"speculative_decoding": {"num_draft_tokens": 8.5, "num_accepted_draft_tokens": 3}}, (0, 0)),
+        ({"speculative_decoding": {"num_draft_tokens": 8}}, (0, 0)),
+        ({"speculative_decoding": None}, (0, 0)),
+        ({"time_to_first_token_ms": 3.0}, (0, 0)),
+        ("many", (0, 0)),
+        (None, (0, 0)),
+    ],
+)
+def test_drafts_that_an_endpoint_tells_of_are_read_and_what_cannot_be_true_is_none(metrics, drafts):
+    assert read_drafts({"usage": {}, "metrics": metrics}) == drafts
 
 
 # ------------------------------------------------------------------------------------------------------- provenance
