@@ -20,6 +20,7 @@ from gkt_plugins.contracts._engines import (
     Message,
     Preparable,
     Prompt,
+    Reachable,
     Sampling,
     Usage,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "PriceSource",
     "Prompt",
     "Proposal",
+    "Reachable",
     "Role",
     "Sampling",
     "TargetScores",

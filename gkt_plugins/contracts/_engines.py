@@ -22,6 +22,7 @@ __all__ = [
     "Message",
     "Preparable",
     "Prompt",
+    "Reachable",
     "Sampling",
     "Usage",
 ]
@@ -212,4 +213,14 @@ class Preparable(Protocol):
 
     async def prepare(self) -> None:
         """Find it out, where it is not known yet. Raises :class:`EngineError`: that cannot be done now."""
+        ...
+
+
+@runtime_checkable
+class Reachable(Protocol):
+    """What an engine may be besides: one that can tell, at no cost, whether what is behind it answers. A server that
+    starts looks whether its teachers are there."""
+
+    async def reach(self) -> None:
+        """Raises :class:`EngineError`: it does not answer, or not to us."""
         ...
