@@ -5,7 +5,9 @@ A request's leniency is written into a table on the device when it enters the ba
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,8 +16,9 @@ from torch import Tensor
 from gkt_vllm.asked import Leniency
 from gkt_vllm.one_logit import lift
 from gkt_vllm.patching import replace
+from gkt_vllm.requests_v2 import listen
 
-__all__ = ["install"]
+__all__ = ["bind", "install"]
 
 _WHY = "leniency"
 _PARAMETERS = (
@@ -46,32 +49,54 @@ class _Table:
             self.epsilon[slot] = epsilon
 
 
-_tables: dict[int, _Table] = {}
-"""Address of an engine's temperatures, which its sampler passes along → its table."""
+_bound: dict[int, Leniency] = {}
+"""Identity of a vLLM configuration → its leniency: one process may hold several engines."""
+
+_tables: weakref.WeakKeyDictionary[Any, _Table] = weakref.WeakKeyDictionary()
+"""An engine's sampler → its table. Its tensors would not do as keys: vLLM's buffers take turns."""
+
+_now: ContextVar[_Table | None] = ContextVar("gkt_lenient_slots", default=None)
+"""The table of the engine that verifies on this thread; None: exactness."""
 
 
-def install(leniency: Leniency) -> None:
-    """Wrap the two functions, for the engine that is being made in this process.
+def bind(vllm_config: object, leniency: Leniency) -> None:
+    """Make the engine of ``vllm_config`` lenient."""
+    _bound[id(vllm_config)] = leniency
+    weakref.finalize(vllm_config, _bound.pop, id(vllm_config), None)
+
+
+def install() -> None:
+    """Wrap what enters and what verifies. An engine that is not bound is not touched.
 
     :raises BackendError: this vLLM has other functions.
     """
-    from vllm.v1.worker.gpu.sample.sampler import Sampler
     from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
-    def wrap_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
-        def add_request(self: Any, req_idx: int, *args: Any) -> Any:
-            temperature = self.sampling_states.temperature.gpu
-            table = _tables.get(temperature.data_ptr())
-            if table is None:
-                table = _Table(leniency, len(temperature), temperature.device)
-                _tables[temperature.data_ptr()] = table
-            table.fill(req_idx, table.leniency.asked(args[-1]))  # 0.28 has the prompt's length before the parameters
-            return original(self, req_idx, *args)
-
-        return add_request
-
-    replace(Sampler, "add_request", ("self", "req_idx"), wrap_add_request, _WHY)
+    listen(_enter)
+    sampler = rejection_sampler.RejectionSampler
+    replace(sampler, "__call__", ("self", "logits", "input_batch"), _wrap_call, _WHY)
     replace(rejection_sampler, "rejection_sample", _PARAMETERS, _wrap_rejection_sample, _WHY)
+
+
+def _enter(runner: Any, sampling_params: Any, slot: int) -> None:
+    leniency = _bound.get(id(runner.vllm_config))
+    if leniency is None or runner.sampler is None:  # only the last pipeline stage samples
+        return
+    table = _tables.get(runner.sampler)
+    if table is None:
+        table = _tables[runner.sampler] = _Table(leniency, runner.max_num_reqs, runner.device)
+    table.fill(slot, leniency.asked(sampling_params))
+
+
+def _wrap_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - it replaces one
+        token = _now.set(_tables.get(self.sampler))
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _now.reset(token)
+
+    return __call__
 
 
 def _wrap_rejection_sample(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,7 +128,7 @@ def _wrap_rejection_sample(original: Callable[..., Any]) -> Callable[..., Any]:
                 **kwargs,
             )
 
-        table = _tables.get(temperature.data_ptr())
+        table = _now.get()
         if table is None or min(table.values) == 1.0:
             return exactly()
         slots = expanded_idx_mapping.long()

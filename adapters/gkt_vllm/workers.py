@@ -43,7 +43,8 @@ def _be_lenient(vllm_config: Any, settings: LeniencySettings) -> None:
     if vllm_config.use_v2_model_runner:
         from gkt_vllm import leniency_v2
 
-        leniency_v2.install(leniency)
+        leniency_v2.install()
+        leniency_v2.bind(vllm_config, leniency)
     else:
         from gkt_vllm import leniency_v1
 
