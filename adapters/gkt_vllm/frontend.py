@@ -16,6 +16,8 @@ import gkt_plugins
 from gkt_plugins.config import Config, SpeculationSection, load_config
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.exporting import GAMMA_FOR_AUTO, model_config, same_vocabulary
+from gkt_vllm.counters import count_each_request
+from gkt_vllm.limits import differences, refuse_dropped, refuse_idle, refuse_second_runner
 from gkt_vllm.pipelines import guided_pipeline
 from gkt_vllm.section import SECTION, DrafterSettings, GktSection, LeniencySettings, WorkerSettings
 from gkt_vllm.versions import check_version
@@ -30,6 +32,7 @@ class Start:
     """What the configuration means for the engine that is about to start."""
 
     section: GktSection
+    config: Config
     speculative_config: dict[str, Any] | None = None
     """vLLM's own argument; None: leave what the operator gave."""
     guided: bool = False
@@ -47,7 +50,8 @@ class Start:
         """After vLLM has made its configuration: is there anything that it will not do?
 
         :param serves: this is an HTTP server. ``named``: the environment variable ``VLLM_PLUGINS``.
-        :raises ConfigError: leniency without drafts, or guidance whose endpoint plugin vLLM will not load.
+        :raises ConfigError: leniency without drafts, guidance whose endpoint plugin vLLM will not load, or an argument
+            that it left out.
         """
         if serves and self.guided and "gkt" not in (named or "").split(","):
             raise ConfigError(
@@ -56,10 +60,23 @@ class Start:
             )
         if self._leniency is not None and vllm_config.speculative_config is None:
             raise ConfigError("leniency needs drafts, and this engine has none; set speculation.draft, or remove it")
+        refuse_dropped(self.config, self.speculative_config, vllm_config)
+        self.notes += differences(self.config, self.speculative_config, vllm_config)
         if vllm_config.use_v2_model_runner and vllm_config.speculative_config is not None:
             method = vllm_config.speculative_config.rejection_sample_method
             if self._leniency is not None and method == "block":
                 raise ConfigError("leniency and block verification exclude each other; remove one of them")
+
+    def count_requests(self, vllm_config: Any) -> None:
+        """Have each request's drafts counted, where there are any and this vLLM can."""
+        if vllm_config.speculative_config is None:
+            return
+        if count_each_request(vllm_config):
+            self.active.append("drafts counted by request")
+        else:
+            self.notes.append(
+                "this vLLM does not count drafts by request: records have none of them, /metrics has their totals"
+            )
 
     def announce(self, vllm_config: Any, version: str) -> None:
         """The banner."""
@@ -83,13 +100,14 @@ def decide(section: GktSection, model: str, speculative_config: object, version:
     :raises BackendError: this vLLM was not tried.
     """
     config = load_config(Path(section.config))
-    start = Start(section)
+    refuse_idle(config)
+    start = Start(section, config)
     if warning := check_version(version, allow_untested=config.vllm.allow_untested_version):
         start.notes.append(warning)
     leniency = None
     if config.speculation is not None:
         leniency = _leniency(config, config.speculation)
-        _draft(start, config, config.speculation, model, speculative_config)
+        _draft(start, config, config.speculation, model, speculative_config, version)
         if leniency is not None:
             start.active.append(
                 f"lenient verification, {leniency.rule} {leniency.epsilon:g}, at least {leniency.least:g}"
@@ -125,7 +143,12 @@ def _leniency(config: Config, speculation: SpeculationSection) -> LeniencySettin
 
 
 def _draft(
-    start: Start, config: Config, speculation: SpeculationSection, model: str, speculative_config: object
+    start: Start,
+    config: Config,
+    speculation: SpeculationSection,
+    model: str,
+    speculative_config: object,
+    version: str,
 ) -> None:
     """vLLM's own speculation, filled in from the file."""
     if speculative_config is not None:
@@ -160,6 +183,7 @@ def _draft(
         # vLLM carries the last entry on to every larger batch.
         largest = config.vllm.largest_batch
         filled["num_speculative_tokens_per_batch_size"] = [[1, largest, gamma], [largest + 1, largest + 1, 0]]
+    refuse_second_runner(filled["method"], version, os.environ)
     start.speculative_config = filled
     start.active.append(f"drafts by {speculation.drafter}, {gamma} tokens a block")
 

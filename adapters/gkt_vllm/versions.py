@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from gkt_plugins.errors import BackendError
 
-__all__ = ["TRIED", "check_version"]
+__all__ = ["TRIED", "check_version", "release"]
 
 TRIED = ("0.28", "0.31", "0.32")
 """Every test of the matrix passes on these."""
+
+
+def release(version: str) -> str:
+    """``0.32.0+cpu`` → ``0.32``."""
+    return ".".join(version.split("+")[0].split(".")[:2])
 
 
 def check_version(version: str, *, allow_untested: bool) -> str | None:
@@ -15,8 +20,7 @@ def check_version(version: str, *, allow_untested: bool) -> str | None:
 
     :raises BackendError: it was not tried, and the operator did not allow that.
     """
-    release = ".".join(version.split("+")[0].split(".")[:2])
-    if release in TRIED:
+    if release(version) in TRIED:
         return None
     tried = ", ".join(TRIED)
     if not allow_untested:
