@@ -63,14 +63,13 @@ def drafts_of(answer: Any) -> tuple[int, int]:
     return counted.num_draft_tokens, sum(kept * blocks for kept, blocks in enumerate(counted.histogram))
 
 
-def count_each_request(arguments: Any) -> bool:
-    """Have an engine of these arguments count the drafts of each request, where it has drafts.
+def count_each_request(vllm_config: Any) -> bool:
+    """Have the engine that is made of ``vllm_config``, which has drafts, count those of each request.
 
-    :returns: False where this vLLM cannot. What the operator asked for stays.
+    :returns: False where this vLLM cannot. ``detailed``, which the operator asked for, stays.
     """
-    if arguments.speculative_config is None:
-        return True
-    level = getattr(arguments, "per_request_spec_decode_metrics", None)
+    observed = vllm_config.observability_config
+    level = getattr(observed, "per_request_spec_decode_metrics", None)
     if level == "none":
-        arguments.per_request_spec_decode_metrics = "summary"
+        observed.per_request_spec_decode_metrics = "summary"
     return level is not None

@@ -61,6 +61,7 @@ def _with_section(engine_args: Any, serves: bool, create: Callable[[], Any]) -> 
     finally:
         engine_args.additional_config, engine_args.speculative_config = given
     start.check(vllm_config, serves=serves, named=os.environ.get("VLLM_PLUGINS"))
+    start.count_requests(vllm_config)
     start.announce(vllm_config, vllm.__version__)
     return vllm_config
 

@@ -190,3 +190,24 @@ def test_guidance_wants_the_server_itself_as_student_and_another_engine_as_teach
 
 def test_a_pipeline_without_a_teacher_guides_nobody(start):
     assert not start(GUIDED.replace('teacher = "large"\n', "")).guided
+
+
+@pytest.mark.parametrize(
+    ("observed", "drafts", "said"),
+    [
+        ({"per_request_spec_decode_metrics": "none"}, "drafts", ("drafts counted by request", None)),
+        ({}, "drafts", (None, "does not count drafts by request")),
+        ({"per_request_spec_decode_metrics": "none"}, None, (None, None)),
+    ],
+)
+def test_drafts_are_counted_by_request_where_there_are_any_and_it_is_said_where_vllm_cannot(
+    start, observed, drafts, said
+):
+    started = start("")
+    engine = SimpleNamespace(speculative_config=drafts, observability_config=SimpleNamespace(**observed))
+    started.count_requests(engine)
+    active, note = said
+    assert started.active == ([active] if active else [])
+    assert [note in one for one in started.notes] == ([True] if note else [])
+    if drafts is None:
+        assert engine.observability_config.per_request_spec_decode_metrics == "none"
