@@ -61,6 +61,13 @@ class OpenAIEngine:
         """
         await self._knowledge.chat_route()
 
+    async def reach(self) -> None:
+        """See :meth:`gkt_plugins.contracts.Reachable.reach`. Asks for the list of models, which costs nothing; an
+        endpoint without one has answered too."""
+        async with self._endpoint.opened("/models", None) as response:
+            if response.status_code in (401, 403, 502, 503, 504):
+                raise await self._endpoint.refused(response)
+
     async def examine(self, *, refresh: bool = False) -> Sequence[Finding]:
         """See :meth:`gkt_plugins.contracts.Examinable.examine`."""
         return self._knowledge.findings(await self._knowledge.ask(refresh=refresh))
