@@ -21,6 +21,7 @@ from gkt_plugins.gateway.budgeting import Ladder
 from gkt_plugins.gateway.health import Readiness
 from gkt_plugins.gateway.limits import RateLimits
 from gkt_plugins.gateway.metrics import Metrics
+from gkt_plugins.gateway.teachers import Teachers
 from gkt_plugins.gateway.tracing import OFF, open_tracing
 from gkt_plugins.guidance.exchange import Parts
 from gkt_plugins.guidance.pipeline import default_sampling, open_pipelines
@@ -105,6 +106,7 @@ class GatewayState:
         self.tracing = OFF
         """Spans, inside :meth:`running`."""
         self.readiness = Readiness({"ledger": self._ledger_is_writable})
+        self.teachers = Teachers()
         self.started_at = int(time.time())
         self._opened: Opened | None = None
 
@@ -131,6 +133,7 @@ class GatewayState:
         sections = self.config.pipelines
         opened = await open_pipelines(sections, self.config, self.plugins, self.env, stack, resources=self._resources)
         await stack.enter_async_context(_asking([own.student for own in opened.values() if own.teacher is not None]))
+        await stack.enter_async_context(self.teachers.watched([own.teacher for own in opened.values() if own.teacher]))
         parts = {name: self._traced(own) for name, own in opened.items()}
         any_parts = next(iter(parts.values()))  # the pipelines share their ledger and their circuits
         self.metrics.watch_breakers(lambda: any_parts.attempts.circuits)
