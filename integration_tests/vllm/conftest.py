@@ -42,8 +42,8 @@ def chats() -> list[list[dict[str, str]]]:
     return [[{"role": "user", "content": problem.question}] for problem in problems(0, 200, split="test")]
 
 
-@pytest.fixture
-def open_engine(tmp_path: Path) -> Open:
+@pytest.fixture(scope="session")
+def open_engine(tmp_path_factory: pytest.TempPathFactory) -> Open:
     """``with open_engine(text, **options) as llm``: an engine with ``text`` as its gkt.toml; None: no section."""
 
     @contextmanager
@@ -51,8 +51,9 @@ def open_engine(tmp_path: Path) -> Open:
         from vllm import LLM
 
         if text is not None:
-            (tmp_path / "gkt.toml").write_text(text)
-            options["additional_config"] = {"gkt": {"config": str(tmp_path / "gkt.toml")}}
+            config = tmp_path_factory.mktemp("engine") / "gkt.toml"
+            config.write_text(text)
+            options["additional_config"] = {"gkt": {"config": str(config)}}
         defaults = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 16}
         llm = LLM(model=str(model_dir("teacher")), disable_log_stats=False, **(defaults | options))
         try:
