@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import gkt_plugins
-from gkt_plugins.config import Config, SpeculationSection, load_config
+from gkt_plugins.config import Config, SpeculationSection
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.exporting import GAMMA_FOR_AUTO, model_config, same_vocabulary
 from gkt_vllm.counters import count_each_request
-from gkt_vllm.limits import differences, refuse_dropped, refuse_idle, refuse_second_runner
+from gkt_vllm.frozen import FrozenFile, freeze
+from gkt_vllm.limits import (
+    asks_for_second_runner,
+    differences,
+    refuse_dropped,
+    refuse_idle,
+    refuse_second_runner,
+)
 from gkt_vllm.pipelines import guided_pipeline
 from gkt_vllm.section import SECTION, DrafterSettings, GktSection, LeniencySettings, WorkerSettings
-from gkt_vllm.versions import check_version
+from gkt_vllm.versions import check_version, release
 
 __all__ = ["Start", "decide"]
 
@@ -33,8 +40,11 @@ class Start:
 
     section: GktSection
     config: Config
+    frozen: FrozenFile
     speculative_config: dict[str, Any] | None = None
     """vLLM's own argument; None: leave what the operator gave."""
+    synchronous: bool = False
+    """vLLM must not schedule a step before the one before it is done."""
     guided: bool = False
     """A pipeline guides the requests of a server."""
     active: list[str] = field(default_factory=list)
@@ -46,6 +56,14 @@ class Start:
         """``given`` with the section as workers read it."""
         return dict(given) | {SECTION: self.section.model_dump(exclude_none=True)}
 
+    def async_scheduling(self, given: bool | None) -> bool | None:
+        """vLLM's own argument, ``given`` by the operator. :raises ConfigError: it asks for what our drafter cannot."""
+        if self.synchronous and given:
+            raise ConfigError(
+                "vllm.drafts_by = 'gkt' needs each step's outcome before the next one; remove --async-scheduling"
+            )
+        return False if self.synchronous else given
+
     def check(self, vllm_config: Any, *, serves: bool, named: str | None) -> None:
         """After vLLM has made its configuration: is there anything that it will not do?
 
@@ -53,11 +71,13 @@ class Start:
         :raises ConfigError: leniency without drafts, guidance whose endpoint plugin vLLM will not load, or an argument
             that it left out.
         """
-        if serves and self.guided and "gkt" not in (named or "").split(","):
-            raise ConfigError(
-                "vLLM loads the plugin that guides its requests only where it is named; start it with "
-                f"VLLM_PLUGINS={named + ',' if named else ''}gkt, which 'gkt vllm serve' does by itself"
+        if serves and "gkt" not in (named or "").split(","):
+            advice = (
+                f"start it with VLLM_PLUGINS={named + ',' if named else ''}gkt, which 'gkt vllm serve' does by itself"
             )
+            if self.guided:
+                raise ConfigError(f"vLLM loads the plugin that guides its requests only where it is named; {advice}")
+            self.notes.append(f"requests are not on record, because vLLM does not load the plugin for that; {advice}")
         if self._leniency is not None and vllm_config.speculative_config is None:
             raise ConfigError("leniency needs drafts, and this engine has none; set speculation.draft, or remove it")
         refuse_dropped(self.config, self.speculative_config, vllm_config)
@@ -99,9 +119,10 @@ def decide(section: GktSection, model: str, speculative_config: object, version:
     :raises ConfigError: the file is wrong, or asks for what vLLM cannot do.
     :raises BackendError: this vLLM was not tried.
     """
-    config = load_config(Path(section.config))
+    frozen = freeze(Path(section.config))
+    config = frozen.config()
     refuse_idle(config)
-    start = Start(section, config)
+    start = Start(section, config, frozen)
     if warning := check_version(version, allow_untested=config.vllm.allow_untested_version):
         start.notes.append(warning)
     leniency = None
@@ -165,8 +186,7 @@ def _draft(
     filled: dict[str, Any] = {"num_speculative_tokens": gamma}
     options = speculation.drafter_options.model_dump()
     if own:
-        filled |= {"method": "custom_class", "model": "gkt_vllm.own_drafter.OwnDrafter"}
-        start.notes.append("drafts_by = 'gkt' runs on vLLM's first model runner, without asynchronous scheduling")
+        filled |= _own_method(start, version)
     elif speculation.drafter == "model":
         filled |= {"method": "draft_model", "model": _draft_folder(config, model, options["draft"])}
         filled |= {"draft_sample_method": "probabilistic"}
@@ -188,9 +208,26 @@ def _draft(
     start.active.append(f"drafts by {speculation.drafter}, {gamma} tokens a block")
 
 
+def _own_method(start: Start, version: str) -> dict[str, Any]:
+    """Which method of vLLM's our own drafter runs as, on the model runner that the environment asks for."""
+    runner = "first"
+    filled = {"method": "custom_class", "model": "gkt_vllm.own_drafter.OwnDrafter"}
+    if asks_for_second_runner(os.environ):
+        if release(version) in ("0.28", "0.31"):
+            raise ConfigError(
+                f"drafts_by = 'gkt' runs on the second model runner of vLLM 0.32, and this is {version}; unset "
+                "VLLM_USE_V2_MODEL_RUNNER, or set vllm.drafts_by = 'vllm'"
+            )
+        start.synchronous = True
+        runner = "second (experimental)"
+        filled = {"method": "ngram_gpu"}  # of that runner's methods the one that loads nothing; ours takes its place
+    start.notes.append(f"drafts_by = 'gkt' runs on vLLM's {runner} model runner, without asynchronous scheduling")
+    return filled
+
+
 def _own_drafter(config: Config, start: Start) -> DrafterSettings | None:
     """What workers build, where drafts are made here."""
-    if config.speculation is None or (start.speculative_config or {}).get("method") != "custom_class":
+    if config.speculation is None or start.speculative_config is None or config.vllm.drafts_by != "gkt":
         return None
     return DrafterSettings(
         drafter=config.speculation.drafter,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gkt_plugins.errors import GktError
-from gkt_vllm.patching import replace
+from gkt_vllm.patching import replace, replaced
 from gkt_vllm.section import SECTION, read_section
 
 __all__ = ["register"]
@@ -48,21 +48,27 @@ def _with_section(engine_args: Any, serves: bool, create: Callable[[], Any]) -> 
     import vllm
 
     from gkt_vllm.frontend import decide
+    from gkt_vllm.started import remember
 
     section = read_section(engine_args.additional_config)
     assert section is not None
-    given = engine_args.additional_config, engine_args.speculative_config
+    given = engine_args.additional_config, engine_args.speculative_config, engine_args.async_scheduling
     start = decide(section, engine_args.model, engine_args.speculative_config, vllm.__version__)
+    if serves:
+        start.frozen.hand_down()
     engine_args.additional_config = start.additional_config(engine_args.additional_config)
     if start.speculative_config is not None:
         engine_args.speculative_config = start.speculative_config
+    engine_args.async_scheduling = start.async_scheduling(engine_args.async_scheduling)
     try:
         vllm_config = create()
     finally:
-        engine_args.additional_config, engine_args.speculative_config = given
+        engine_args.additional_config, engine_args.speculative_config, engine_args.async_scheduling = given
     start.check(vllm_config, serves=serves, named=os.environ.get("VLLM_PLUGINS"))
     start.count_requests(vllm_config)
-    start.announce(vllm_config, vllm.__version__)
+    if not start.frozen.inherited:  # else the frontend has said it
+        start.announce(vllm_config, vllm.__version__)
+    remember(start)
     return vllm_config
 
 
@@ -72,6 +78,7 @@ def _wrap_worker(original: Callable[..., Any]) -> Callable[..., Any]:
             from gkt_vllm.workers import prepare
 
             prepare(vllm_config)
+            self.gkt_replaced = replaced  # for an API server to ask: that it is there says that this plugin is
         original(self, vllm_config, *args, **kwargs)
 
     return __init__
