@@ -9,7 +9,7 @@ from gkt_plugins.config import Config
 from gkt_plugins.errors import ConfigError
 from gkt_vllm.versions import release
 
-__all__ = ["differences", "refuse_dropped", "refuse_idle", "refuse_second_runner"]
+__all__ = ["asks_for_second_runner", "differences", "refuse_dropped", "refuse_idle", "refuse_second_runner"]
 
 _SECOND_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
@@ -33,6 +33,11 @@ def refuse_idle(config: Config) -> None:
             )
 
 
+def asks_for_second_runner(environment: Mapping[str, str]) -> bool:
+    """The operator's word, by vLLM's own switch."""
+    return environment.get(_SECOND_RUNNER, "0") not in ("", "0")
+
+
 def refuse_second_runner(method: str, version: str, environment: Mapping[str, str]) -> None:
     """vLLM takes its first model runner by itself where it has to, but not against the operator's word.
 
@@ -40,7 +45,7 @@ def refuse_second_runner(method: str, version: str, environment: Mapping[str, st
     :raises ConfigError: the environment asks for the second one, and this release's does not have them.
     """
     there = _DRAFTS_THERE.get(method)
-    if there is None or environment.get(_SECOND_RUNNER, "0") in ("", "0") or release(version) in there:
+    if there is None or not asks_for_second_runner(environment) or release(version) in there:
         return
     raise ConfigError(
         f"{_SECOND_RUNNER} asks for vLLM's second model runner, which has the method {method!r} from {there[0]} on, "
