@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from gkt_openai.engine import OpenAIEngine
 from gkt_openai.options import OpenAIOptions
+from gkt_openai.usage import BusyTime
 from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta, Engine, FinishReason, Usage
 from gkt_plugins.errors import ConfigError, EngineError, require
 from gkt_vllm.options import VllmOptions
@@ -52,8 +53,10 @@ class OfflineEngine:
     """An :class:`~gkt_plugins.contracts.Engine` over vLLM's asynchronous engine; it batches by itself."""
 
     def __init__(self, options: VllmOptions, context: BuildContext) -> None:
+        """Start it, which takes its time. :raises ConfigError: vLLM refuses the model or an argument."""
         require("vllm", extra="vllm")
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.exceptions import VLLMError
         from vllm.v1.engine.async_llm import AsyncLLM
 
         folder = (context.base_dir or Path()) / options.model
@@ -64,7 +67,14 @@ class OfflineEngine:
             arguments = AsyncEngineArgs(model=source, **options.engine_args)
         except TypeError as exc:
             raise ConfigError(f"engines.{self._name}.engine_args must hold arguments of vLLM: {exc}") from exc
-        self._engine: Any = AsyncLLM.from_engine_args(arguments)
+        try:
+            self._engine: Any = AsyncLLM.from_engine_args(arguments)
+        except (ValueError, OSError, RuntimeError, VLLMError) as exc:
+            said = " ".join(str(exc).split())
+            raise ConfigError(
+                f"vLLM does not start with the model and arguments of engines.{self._name}: {said}"
+            ) from exc
+        self._busy = BusyTime()
         self._tokenizer: Any = self._engine.get_tokenizer()
 
     @property
@@ -101,20 +111,28 @@ class OfflineEngine:
 
     async def stream(self, call: Call) -> AsyncGenerator[Delta, None]:
         """Answer ``call`` in pieces. Closing the iterator aborts it."""
-        started = time.perf_counter()
+        from vllm.exceptions import VLLMClientError, VLLMServerError
+
+        begun = self._busy.begin()
+        seconds = 0.0
         sent = 0
         last: Any = None
         try:
             params = _params(call)
             prompt = {"prompt_token_ids": self._prompt(call)}
-            outputs = self._engine.generate(prompt, params, f"{call.request_id}-{uuid.uuid4().hex}")
-            async for last in outputs:
-                text = last.outputs[0].text
-                if len(text) > sent and not last.finished:
-                    yield Delta(text[sent:])
-                    sent = len(text)
-        except ValueError as exc:
+            identity = f"{call.request_id}-{uuid.uuid4().hex}"
+            async with aclosing(self._engine.generate(prompt, params, identity)) as outputs:
+                async for last in outputs:
+                    text = last.outputs[0].text
+                    if len(text) > sent and not last.finished:
+                        yield Delta(text[sent:])
+                        sent = len(text)
+        except (ValueError, VLLMClientError) as exc:
             raise EngineError(f"vLLM refused the call to engine {self._name!r}: {exc}") from exc
+        except VLLMServerError as exc:
+            raise EngineError(f"vLLM failed in the call to engine {self._name!r}; see what it logged") from exc
+        finally:
+            seconds = self._busy.end(begun)
         if last is None or not last.finished:
             raise EngineError(f"vLLM ended the call to engine {self._name!r} without an answer", retryable=True)
         [answer] = last.outputs
@@ -123,7 +141,7 @@ class OfflineEngine:
             prompt_tokens=len(last.prompt_token_ids),
             cached_tokens=last.num_cached_tokens,
             completion_tokens=len(answer.token_ids),
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
         )
         yield Delta(answer.text[sent:], reason, usage)
 
