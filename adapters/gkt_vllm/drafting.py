@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,9 +65,21 @@ class Drafting:
     """One engine's drafter, its draft lengths, and its requests in the drafter's own order."""
 
     def __init__(
-        self, settings: DrafterSettings, *, vocab_size: int, most: int, longest: int, device: torch.device
+        self,
+        settings: DrafterSettings,
+        *,
+        vocab_size: int,
+        most: int,
+        longest: int,
+        device: torch.device,
+        agree: Callable[[int], int] | None = None,
     ) -> None:
-        """``most``: tokens that vLLM verifies of a block at most. ``longest``: tokens of a prompt with its answer."""
+        """
+        :param most: tokens that vLLM verifies of a block at most.
+        :param longest: tokens of a prompt with its answer.
+        :param agree: takes this rank's draft length and gives that of all ranks, which measure different times; None:
+            there is one.
+        """
         self._settings = settings
         self._most = most
         self._longest = longest
@@ -76,6 +89,10 @@ class Drafting:
         self._drafter: Drafter | None = None
         self._order: list[str] = []
         """Requests in the drafter's own order: vLLM's rows change place, and its cache would follow in vain."""
+        self._identities: dict[str, int] = {}
+        """Of each of them, for the drafter: a name may be used again, by another request."""
+        self._new_identity = count()
+        self._agree = agree
         self._block: Block | None = None
 
     def load(self) -> None:
@@ -92,6 +109,7 @@ class Drafting:
         tokens_of: Callable[[Sequence[str], Sequence[int]], Tensor],
         *,
         most: int | None = None,
+        verified: Mapping[str, int] | None = None,
     ) -> Block | None:
         """Draft for the requests that are ``alive``; None where there is nobody to draft for.
 
@@ -100,29 +118,51 @@ class Drafting:
         :param params_of: vLLM's sampling parameters of a request.
         :param tokens_of: [B, longest] int64 tokens of the named requests, of these lengths; zeros beyond.
         :param most: tokens that vLLM verifies of this block at most; None: as many as ever.
+        :param verified: how many tokens of the last block vLLM verified, by request; None: all of them.
         """
-        self._learn(lengths)
+        self._learn(lengths, verified)
         params = {name: params_of(name) for name in alive}
         bound = self._most if most is None else min(most, self._most)
         wanted = {name: self._wanted(lengths[name], params[name], bound) for name in alive}
-        wanted = {name: count for name, count in wanted.items() if count}
+        wanted = {name: tokens for name, tokens in wanted.items() if tokens}
         return self._draft(wanted, lengths, params, tokens_of) if wanted else None
 
-    def _learn(self, lengths: Mapping[str, int]) -> None:
-        """Tell the drafter and the policy what became of the last proposal."""
+    def forget(self, names: Iterable[str]) -> None:
+        """These requests are gone; who comes with such a name is another one."""
+        for name in names:
+            self._identities.pop(name, None)
+
+    def miss(self) -> None:
+        """A step went by that nothing was drafted for: what became of the last block cannot be told any more."""
+        block, self._block = self._block, None
+        if block is not None:
+            self._commit(block, [0] * len(block.names))
+
+    def _learn(self, lengths: Mapping[str, int], verified: Mapping[str, int] | None) -> None:
+        """Tell the drafter and the policy what became of the last block."""
         block, self._block = self._block, None
         if block is None:
             return
         seconds = time.perf_counter() - block.started
-        kept = [
-            min(max(lengths.get(name, 0) - before - 1, 0), count)
-            for name, before, count in zip(block.names, block.lengths, block.drafted, strict=True)
+        here = [name in lengths and name in self._identities for name in block.names]
+        drafted = [
+            0 if not there else most if verified is None else min(most, verified.get(name, 0))
+            for name, most, there in zip(block.names, block.drafted, here, strict=True)
         ]
+        kept = [
+            min(max(lengths[name] - before - 1, 0), most) if most else 0
+            for name, before, most in zip(block.names, block.lengths, drafted, strict=True)
+        ]
+        self._commit(block, kept)
+        if any(here):  # else the engine may have had nothing to do since then
+            self._policy.observe(
+                len(block.names), block.gamma, seconds, drafted, kept, steady=block.steady and all(here)
+            )
+
+    def _commit(self, block: Block, kept: Sequence[int]) -> None:
         if block.gamma:
             assert self._drafter is not None
             self._drafter.commit(torch.tensor(kept, device=self._target.device))
-        alive = all(name in lengths for name in block.names)
-        self._policy.observe(len(block.names), block.gamma, seconds, block.drafted, kept, steady=block.steady and alive)
 
     def _wanted(self, length: int, params: Any, most: int) -> int:
         """How many tokens to draft for a request at most."""
@@ -136,10 +176,13 @@ class Drafting:
         params: Mapping[str, Any],
         tokens_of: Callable[[Sequence[str], Sequence[int]], Tensor],
     ) -> Block:
-        before = self._order
-        self._order = _in_old_places(before, wanted)
-        steady = before == self._order
-        gamma = min(self._policy.choose(len(wanted)), max(wanted.values()))
+        before = list(self._identities.values())
+        self._order = _in_old_places(self._order, wanted)
+        known = self._identities
+        self._identities = {name: known[name] if name in known else next(self._new_identity) for name in self._order}
+        steady = before == list(self._identities.values())
+        chosen = self._policy.choose(len(wanted))
+        gamma = min(chosen if self._agree is None else self._agree(chosen), max(wanted.values()))
         own_lengths = [lengths[name] for name in self._order]
         drafted = [min(wanted[name], gamma) for name in self._order]
         block = Block(self._order, own_lengths, drafted, gamma, steady=steady)
@@ -158,7 +201,7 @@ class Drafting:
         options = RowOptions.pack([_sampling(one) for one in params], [() for _ in params], self._target.device)
         seeds = [_seed(name, one) for name, one in zip(self._order, params, strict=True)]
         return BatchState(
-            [zlib.crc32(name.encode()) for name in self._order],
+            list(self._identities.values()),
             ids,
             lengths,
             options,

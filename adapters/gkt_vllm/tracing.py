@@ -53,7 +53,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Gone:
-    """A request that has left. vLLM has forgotten its lists of tokens, so that nobody changes them any more."""
+    """A request that has left. vLLM's own lists of its tokens are here, which nobody changes any more."""
 
     name: str
     row: _Row
@@ -124,7 +124,7 @@ class Tracer:
         row.last = _Block(len(request.output_token_ids) - gained, tuple(drafted), gained - 1, gained)
 
     def left(self, name: str, request: Any) -> None:
-        """The request is gone, finished or not; vLLM forgets ``request``, its record of it, after this call."""
+        """The request is finished, or gone; vLLM changes ``request``, its record of it, no more."""
         row = self._rows.pop(name, None) or _Row(next(self._identities))
         if _is_traced(request):
             params = request.sampling_params
