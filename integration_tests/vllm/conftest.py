@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from gkt_plugins.demo.problems import problems
 from gkt_plugins.speculation.counts import Counts
 from gkt_plugins.speculation.draft_model import ModelDrafter
 from gkt_plugins.speculation.loop import DecodeLoop
-from gkt_plugins.speculation.requests import DecodeRequest
+from gkt_plugins.speculation.requests import DecodeRequest, DecodeResult
 from gkt_plugins.speculation.target import TransformersModel
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -55,7 +55,7 @@ def open_engine(tmp_path_factory: pytest.TempPathFactory) -> Open:
             config.write_text(text)
             options["additional_config"] = {"gkt": {"config": str(config)}}
         defaults = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 16}
-        llm = LLM(model=str(model_dir("teacher")), disable_log_stats=False, **(defaults | options))
+        llm = LLM(disable_log_stats=False, **({"model": str(model_dir("teacher"))} | defaults | options))
         try:
             yield llm
         finally:
@@ -82,26 +82,38 @@ def counters() -> Callable[[Any], dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def ours(chats: list[Any]) -> Any:
-    """Counts of our loop for the first questions, each, with a verifier."""
+def our_loop(chats: list[Any]) -> Any:
+    """What our loop makes of the first questions, each, with a verifier."""
     tokenizer = AutoTokenizer.from_pretrained(model_dir("teacher"))
     load = AutoModelForCausalLM.from_pretrained
-    models = [load(model_dir(name), dtype=torch.float32).eval() for name in ("teacher", "draft")]
+    models = {name: load(model_dir(name), dtype=torch.float32).eval() for name in ("teacher", "draft", "distilled")}
     prompts = [
         tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"] for chat in chats
     ]
 
-    def ours(questions: int, verifier: Verifier, *, temperature: float = 1.0, max_tokens: int = 64) -> list[Counts]:
-        target, draft = (TransformersModel(model) for model in models)
+    def our_loop(
+        questions: int,
+        verifier: Verifier,
+        *,
+        draft_model: str = "draft",
+        temperature: float = 1.0,
+        max_tokens: int = 64,
+    ) -> list[DecodeResult]:
+        target, draft = (TransformersModel(models[name]) for name in ("teacher", draft_model))
         loop = DecodeLoop(
             target, drafter=ModelDrafter(draft, target.vocab_size), verifier=verifier, gamma=4, max_batch=16
         )
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
         # No answer ends early: the two count a block that an end cuts off differently.
-        requests = [DecodeRequest(ids, sampling) for ids in prompts[:questions]]
-        return [result.counts for result in loop.run(requests)]
+        return list(loop.run([DecodeRequest(ids, sampling) for ids in prompts[:questions]]))
 
-    return ours
+    return our_loop
+
+
+@pytest.fixture(scope="session")
+def ours(our_loop: Callable[..., list[DecodeResult]]) -> Callable[..., list[Counts]]:
+    """Its counts alone."""
+    return lambda *arguments, **options: [result.counts for result in our_loop(*arguments, **options)]
 
 
 @pytest.fixture(scope="session")
@@ -162,7 +174,8 @@ def serving() -> Callable[..., Any]:
             yield [f"http://127.0.0.1:{port}" for port in started]
         finally:
             for process in started.values():
-                os.killpg(process.pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has ended by itself
+                    os.killpg(process.pid, signal.SIGTERM)
             for process in started.values():
                 try:
                     process.wait(timeout=30)
