@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from gkt_plugins.contracts import Call, Usage, UsageRecord
+from gkt_plugins.contracts import Call, Role, Usage, UsageRecord
 from gkt_plugins.errors import EngineError
 from gkt_plugins.guidance.estimates import estimate_usage
 from gkt_plugins.guidance.events import CallKey, Request
@@ -43,8 +43,10 @@ class ForwardedCall:
         *,
         records: list[UsageRecord],
         timings: Timings | None = None,
+        role: Role = "student",
     ) -> None:
-        """``records`` and ``timings`` gain this call's, when it is over and when it begins."""
+        """``records`` and ``timings`` gain this call's, when it is over and when it begins. ``role``: what the engine
+        is on record as."""
         self._parts = parts
         self._request = request
         self._records = records
@@ -53,7 +55,7 @@ class ForwardedCall:
         self._record = UsageRecord(
             request_id=request.request_id,
             call=0,
-            role="student",
+            role=role,
             attempt=attempt,
             engine=engine.name,
             model=engine.model,
