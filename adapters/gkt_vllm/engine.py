@@ -14,6 +14,7 @@ from gkt_openai.options import OpenAIOptions
 from gkt_openai.usage import BusyTime
 from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta, Engine, FinishReason, Usage
 from gkt_plugins.errors import ConfigError, EngineError, require
+from gkt_vllm.counters import count_each_request, drafts_of
 from gkt_vllm.options import VllmOptions
 from gkt_vllm.serving import SERVER, ThisServer
 
@@ -57,6 +58,7 @@ class OfflineEngine:
         require("vllm", extra="vllm")
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.exceptions import VLLMError
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         folder = (context.base_dir or Path()) / options.model
@@ -68,7 +70,14 @@ class OfflineEngine:
         except TypeError as exc:
             raise ConfigError(f"engines.{self._name}.engine_args must hold arguments of vLLM: {exc}") from exc
         try:
-            self._engine: Any = AsyncLLM.from_engine_args(arguments)
+            vllm_config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+            if vllm_config.speculative_config is not None:
+                count_each_request(vllm_config)
+            self._engine: Any = AsyncLLM.from_vllm_config(
+                vllm_config,
+                enable_log_requests=arguments.enable_log_requests,
+                disable_log_stats=arguments.disable_log_stats,
+            )
         except (ValueError, OSError, RuntimeError, VLLMError) as exc:
             said = " ".join(str(exc).split())
             raise ConfigError(
@@ -137,10 +146,13 @@ class OfflineEngine:
             raise EngineError(f"vLLM ended the call to engine {self._name!r} without an answer", retryable=True)
         [answer] = last.outputs
         reason: FinishReason = "length" if answer.finish_reason == "length" else "stop"
+        drafted, accepted = drafts_of(answer)
         usage = Usage(
             prompt_tokens=len(last.prompt_token_ids),
             cached_tokens=last.num_cached_tokens,
             completion_tokens=len(answer.token_ids),
+            drafted_tokens=drafted,
+            accepted_tokens=accepted,
             seconds=seconds,
         )
         yield Delta(answer.text[sent:], reason, usage)
