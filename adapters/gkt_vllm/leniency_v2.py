@@ -6,7 +6,8 @@ A request's leniency is written into a table on the device when it enters the ba
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,7 +19,7 @@ from gkt_vllm.one_logit import lift
 from gkt_vllm.patching import replace
 from gkt_vllm.requests_v2 import listen
 
-__all__ = ["bind", "install"]
+__all__ = ["SlotLeniency", "bind", "install", "leniently"]
 
 _WHY = "leniency"
 _PARAMETERS = (
@@ -34,7 +35,7 @@ _PARAMETERS = (
 )
 
 
-class _Table:
+class SlotLeniency:
     """The leniency of each slot of one engine."""
 
     def __init__(self, leniency: Leniency, slots: int, device: torch.device) -> None:
@@ -44,6 +45,7 @@ class _Table:
         """The same, on the host."""
 
     def fill(self, slot: int, epsilon: float) -> None:
+        """A request with this leniency has come into the slot."""
         if self.values[slot] != epsilon:
             self.values[slot] = epsilon
             self.epsilon[slot] = epsilon
@@ -52,17 +54,27 @@ class _Table:
 _bound: dict[int, Leniency] = {}
 """Identity of a vLLM configuration → its leniency: one process may hold several engines."""
 
-_tables: weakref.WeakKeyDictionary[Any, _Table] = weakref.WeakKeyDictionary()
-"""An engine's sampler → its table. Its tensors would not do as keys: vLLM's buffers take turns."""
+_tables: weakref.WeakKeyDictionary[Any, SlotLeniency] = weakref.WeakKeyDictionary()
+"""An engine's sampler → its slots. Its tensors would not do as keys: vLLM's buffers take turns."""
 
-_now: ContextVar[_Table | None] = ContextVar("gkt_lenient_slots", default=None)
-"""The table of the engine that verifies on this thread; None: exactness."""
+_now: ContextVar[SlotLeniency | None] = ContextVar("gkt_lenient_slots", default=None)
+"""The slots of the engine that verifies on this thread; None: exactness."""
 
 
 def bind(vllm_config: object, leniency: Leniency) -> None:
     """Make the engine of ``vllm_config`` lenient."""
     _bound[id(vllm_config)] = leniency
     weakref.finalize(vllm_config, _bound.pop, id(vllm_config), None)
+
+
+@contextmanager
+def leniently(table: SlotLeniency | None) -> Iterator[None]:
+    """How vLLM verifies on this thread meanwhile; None: exactly."""
+    token = _now.set(table)
+    try:
+        yield
+    finally:
+        _now.reset(token)
 
 
 def install() -> None:
@@ -78,23 +90,20 @@ def install() -> None:
     replace(rejection_sampler, "rejection_sample", _PARAMETERS, _wrap_rejection_sample, _WHY)
 
 
-def _enter(runner: Any, sampling_params: Any, slot: int) -> None:
+def _enter(runner: Any, name: str, sampling_params: Any, slot: int) -> None:
     leniency = _bound.get(id(runner.vllm_config))
     if leniency is None or runner.sampler is None:  # only the last pipeline stage samples
         return
     table = _tables.get(runner.sampler)
     if table is None:
-        table = _tables[runner.sampler] = _Table(leniency, runner.max_num_reqs, runner.device)
+        table = _tables[runner.sampler] = SlotLeniency(leniency, runner.max_num_reqs, runner.device)
     table.fill(slot, leniency.asked(sampling_params))
 
 
 def _wrap_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - it replaces one
-        token = _now.set(_tables.get(self.sampler))
-        try:
+        with leniently(_tables.get(self.sampler)):
             return original(self, *args, **kwargs)
-        finally:
-            _now.reset(token)
 
     return __call__
 

@@ -9,8 +9,8 @@ from gkt_vllm.patching import replace
 
 __all__ = ["Entered", "listen"]
 
-Entered = Callable[[Any, Any, int], None]
-"""``entered(runner, sampling_params, slot)``: a request has come, also when it comes again after a preemption."""
+Entered = Callable[[Any, str, Any, int], None]
+"""``entered(runner, name, sampling_params, slot)``: a request has come, also when it comes again after a preemption."""
 
 _listeners: list[Entered] = []
 
@@ -36,6 +36,6 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
                 continue
             slot = self.req_states.req_id_to_index[request.req_id]
             for listener in _listeners:
-                listener(self, request.sampling_params, slot)
+                listener(self, request.req_id, request.sampling_params, slot)
 
     return add_requests

@@ -31,11 +31,20 @@ def prepare(vllm_config: Any) -> None:
     if section.workers.leniency is not None:
         _be_lenient(vllm_config, section.workers.leniency)
     if section.workers.drafter is not None:
+        _draft(vllm_config)
+    for where, why in replaced().items():
+        _log.info("gkt: replaced %s, for %s", where, why)
+
+
+def _draft(vllm_config: Any) -> None:
+    if vllm_config.use_v2_model_runner:
+        from gkt_vllm import own_drafter_v2
+
+        own_drafter_v2.install()
+    else:
         from gkt_vllm import own_drafter
 
         own_drafter.install()
-    for where, why in replaced().items():
-        _log.info("gkt: replaced %s, for %s", where, why)
 
 
 def _be_lenient(vllm_config: Any, settings: LeniencySettings) -> None:
