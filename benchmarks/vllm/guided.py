@@ -1,0 +1,5 @@
+"""placeholder"""
+
+
+def run(setting):
+    raise NotImplementedError
