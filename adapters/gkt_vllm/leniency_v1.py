@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from gkt_vllm.asked import Leniency
 from gkt_vllm.one_logit import lift
 from gkt_vllm.patching import replace
 
-__all__ = ["bind", "install"]
+__all__ = ["bind", "install", "leniently"]
 
 _WHY = "leniency"
 _PARAMETERS = (
@@ -49,6 +50,16 @@ def bind(vllm_config: object, leniency: Leniency) -> None:
     _bound[id(vllm_config)] = leniency
 
 
+@contextmanager
+def leniently(epsilon: list[float], rule: LeniencyRule) -> Iterator[None]:
+    """How vLLM verifies on this thread meanwhile. ``epsilon``: [B], of each request of the batch."""
+    token = _now.set(_Batch(epsilon, rule))
+    try:
+        yield
+    finally:
+        _now.reset(token)
+
+
 def install() -> None:
     """Wrap the two functions. An engine that is not bound is not touched by them.
 
@@ -69,11 +80,8 @@ def _wrap_sample(original: Callable[..., Any]) -> Callable[..., Any]:
         asked = [leniency.asked(self.requests[name].sampling_params) for name in self.input_batch.req_ids]
         if min(asked, default=1.0) == 1.0:
             return original(self, logits, spec_decode_metadata)
-        token = _now.set(_Batch(asked, leniency.rule))
-        try:
+        with leniently(asked, leniency.rule):
             return original(self, logits, spec_decode_metadata)
-        finally:
-            _now.reset(token)
 
     return _sample
 
