@@ -101,3 +101,12 @@ def test_without_observers_no_thread_is_started():
     plugins.record_usage(RECORD)
     assert set(threading.enumerate()) <= before
     plugins.close()
+
+
+def test_what_an_observer_tells_others_is_told_before_the_thread_ends():
+    seen = []
+    plugins = plugins_from(names={"other": Observing(seen.append)})
+    plugins.observer("first", plugins.record_usage)(RECORD)
+    plugins.close()
+    assert seen == [RECORD]
+    assert plugins.dropped == 0

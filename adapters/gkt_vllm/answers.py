@@ -42,13 +42,18 @@ def answer_length(params: Any, answer: Sequence[int], room: int, text_of: TextOf
 def _stop_string(strings: Sequence[str], params: Any, answer: Sequence[int], text_of: TextOf) -> list[int]:
     """[1] how many tokens it takes for the first stop string to be there; [] where there is none."""
 
+    def text(length: int) -> str:
+        return text_of(answer[:length], bool(params.skip_special_tokens))
+
+    unsearched = len(text(int(params.min_tokens))) if params.min_tokens else 0
+
     def has_one(length: int) -> bool:
-        text = text_of(answer[:length], bool(params.skip_special_tokens))
-        return any(string in text for string in strings)
+        found = text(length)
+        return any(found.find(string, max(unsearched + 1 - len(string), 0)) >= 0 for string in strings)
 
     if not has_one(len(answer)):
         return []
-    without, there = int(params.min_tokens or 0), len(answer)
+    without, there = 0, len(answer)
     while there - without > 1:
         middle = (without + there) // 2
         without, there = (without, middle) if has_one(middle) else (middle, there)

@@ -73,19 +73,23 @@ class Drafting:
         longest: int,
         device: torch.device,
         agree: Callable[[int], int] | None = None,
+        policy: GammaPolicy | None = None,
     ) -> None:
         """
         :param most: tokens that vLLM verifies of a block at most.
         :param longest: tokens of a prompt with its answer.
         :param agree: takes this rank's draft length and gives that of all ranks, which measure different times; None:
             there is one.
+        :param policy: how many tokens to draft; None: as the settings say.
         """
         self._settings = settings
         self._most = most
         self._longest = longest
         self._target: _Target = _Size(vocab_size, device)
-        auto = GammaController([gamma for gamma in _OPTIONS if gamma <= most])
-        self._policy: GammaPolicy = auto if settings.auto else FixedGamma(most)
+        if policy is None:
+            auto = GammaController([gamma for gamma in _OPTIONS if gamma <= most])
+            policy = auto if settings.auto else FixedGamma(most)
+        self._policy = policy
         self._drafter: Drafter | None = None
         self._order: list[str] = []
         """Requests in the drafter's own order: vLLM's rows change place, and its cache would follow in vain."""

@@ -47,6 +47,9 @@ class ObserverThread:
         """Queue ``item`` for ``observers``. Never blocks on them, never raises for them."""
         if not observers:
             return
+        if threading.current_thread() is self._thread:  # one observer tells others: at once, or the end would lose it
+            self._call(observers, item)
+            return
         with self._lock:
             if not self._closed:
                 self._ensure_running()
@@ -85,9 +88,11 @@ class ObserverThread:
 
     def _run(self) -> None:
         while (entry := self._queue.get()) is not None:
-            observers, item = entry
-            for observer in observers:
-                try:
-                    observer.call(item)
-                except Exception:  # noqa: BLE001 -- an observer is someone else's code: whatever it raises is logged
-                    _log.exception("%s raised; the request is not affected", observer.label)
+            self._call(*entry)
+
+    def _call(self, observers: tuple[Observer, ...], item: object) -> None:
+        for observer in observers:
+            try:
+                observer.call(item)
+            except Exception:  # noqa: BLE001 -- an observer is someone else's code: whatever it raises is logged
+                _log.exception("%s raised; the request is not affected", observer.label)
