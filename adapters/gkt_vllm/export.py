@@ -50,7 +50,7 @@ class VllmExporter:
         :raises ConfigError: a folder is wrong, the output has something in it, the vocabularies differ in size, or
             the configuration asks for something else than an exact draft model.
         """
-        model_config(request.target, "target")
+        config = model_config(request.target, "target")
         draft = draft_folder(request, "vLLM")
         refuse_leniency(request, "vLLM", lossless=("exact", "block"))
         same_vocabulary(request.target, draft, "vLLM")
@@ -67,6 +67,8 @@ class VllmExporter:
         dtype = getattr(request.speculation.drafter_options, "dtype", "auto")
         if dtype != "auto":
             notes += (f"vLLM runs the draft in the target's data type: dtype = {dtype!r} is not carried along",)
+        if "float32" in (config.get("dtype"), config.get("torch_dtype")):
+            notes += ("vLLM runs a target saved in float32 in half precision; --dtype float32 keeps its own answers",)
         argument = shlex.quote(json.dumps(speculative))
         exported = Exported(request.output, f"vllm serve {TARGET_FOLDER} --speculative-config {argument}", notes)
         with staged(request) as folder:

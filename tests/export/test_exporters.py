@@ -61,6 +61,12 @@ def test_vllm_s_command_carries_one_json_object(models, tmp_path):
     assert len(command) == 5
 
 
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])  # as transformers 5 writes it, and as 4 did
+def test_vllm_s_half_precision_for_a_target_of_float32_is_said(tmp_path, key):
+    models = model(tmp_path / "large", **{key: "float32"}), model(tmp_path / "small")
+    assert "note: vLLM runs a target saved in float32 in half precision" in run("vllm", models, tmp_path / "out").output
+
+
 def test_vllm_drafts_greedily_when_told_so(models, tmp_path):
     result = run("vllm", models, tmp_path / "out", "--set", "draft_sample_method=greedy")
     assert '"draft_sample_method": "greedy"' in result.output
