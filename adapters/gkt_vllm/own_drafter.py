@@ -19,6 +19,7 @@ from gkt_plugins.plugins import load_plugins
 from gkt_vllm.answers import ends_within
 from gkt_vllm.drafting import Block, Drafting
 from gkt_vllm.patching import replace
+from gkt_vllm.ranks import agreed, is_first_rank
 from gkt_vllm.section import read_section
 from gkt_vllm.tracing import Tracer
 
@@ -37,7 +38,7 @@ class OwnDrafter:
         self._config = vllm_config
         self._device = torch.device(vllm_config.device_config.device)
         self._longest = int(vllm_config.model_config.max_model_len)
-        agree = _agreed if vllm_config.parallel_config.tensor_parallel_size > 1 and self._settings.auto else None
+        agree = agreed if vllm_config.parallel_config.tensor_parallel_size > 1 and self._settings.auto else None
         self._drafting = Drafting(
             self._settings,
             vocab_size=int(vllm_config.model_config.get_vocab_size()),
@@ -58,7 +59,7 @@ class OwnDrafter:
     def load_model(self, target_model: object) -> None:
         """Build the drafter. vLLM calls it once the target's weights are there."""
         self._drafting.load()
-        if self._config.parallel_config.tensor_parallel_size == 1 or _is_first_rank():
+        if self._config.parallel_config.tensor_parallel_size == 1 or is_first_rank():
             model = self._config.model_config
             self._tracer = Tracer.build(
                 load_plugins(),
@@ -160,19 +161,6 @@ def _without_leavings(ids: npt.NDArray[np.int32], lengths: Sequence[int]) -> npt
     """[B, T] with zeros beyond each row's length, where vLLM leaves what earlier requests had there, or -1."""
     used = np.arange(ids.shape[1]) < np.array(lengths)[:, None]
     return np.where(used, ids, 0).astype(np.int64)
-
-
-def _is_first_rank() -> bool:
-    from vllm.distributed import get_tensor_model_parallel_rank
-
-    return bool(get_tensor_model_parallel_rank() == 0)
-
-
-def _agreed(gamma: int) -> int:
-    """The first rank's, in every rank."""
-    from vllm.distributed import get_tp_group
-
-    return int(get_tp_group().broadcast_object(gamma))
 
 
 def _tokenizer(model_config: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gkt_vllm.drafting import Block, Drafting
 from gkt_vllm.patching import replace
+from gkt_vllm.ranks import agreed
 from gkt_vllm.requests_v2 import listen
 from gkt_vllm.section import read_section
 
@@ -46,12 +47,14 @@ class OwnSpeculator:
         self._states = req_states
         self._params: list[Any] = [None] * req_states.max_num_reqs
         """vLLM's sampling parameters of each slot."""
+        ranks = int(vllm_config.parallel_config.tensor_parallel_size)
         self._drafting = Drafting(
             section.workers.drafter,
             vocab_size=self._vocab_size,
             most=self._most,
             longest=int(vllm_config.model_config.max_model_len),
             device=device,
+            agree=agreed if ranks > 1 and section.workers.drafter.auto else None,
         )
         self._drafted: dict[str, int] = {}
         """How many tokens of each request are real in the last proposal."""
