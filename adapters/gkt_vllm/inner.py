@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import httpx2
@@ -23,7 +24,13 @@ class UnderWay:
     """Inner calls are made as the same client, with the same headers, below the same middleware."""
     fields: Mapping[str, Any]
     """Options of vLLM's own, ``vllm_xargs`` among them, which no teacher knows."""
+    request_id: str
+    """Of the answer; vLLM's ids of the inner calls begin with it, so that its log can be read beside the ledger."""
+    numbers: Iterator[int] = field(default_factory=count)
 
+
+_ANOTHER = frozenset({b"content-length", b"accept", b"x-request-id"})
+"""Headers of the client's that an inner call has others of."""
 
 under_way: ContextVar[UnderWay] = ContextVar("gkt_vllm_under_way")
 
@@ -39,8 +46,9 @@ class InnerTransport(httpx2.AsyncBaseTransport):
         body = json.loads(await request.aread())
         data = json.dumps({**body, **now.fields}, ensure_ascii=False).encode()
         path = request.url.path
-        headers = [(name, value) for name, value in now.scope["headers"] if name not in (b"content-length", b"accept")]
+        headers = [(name, value) for name, value in now.scope["headers"] if name not in _ANOTHER]
         headers.append((b"content-length", b"%d" % len(data)))
+        headers.append((b"x-request-id", f"{now.request_id}-{next(now.numbers)}".encode()))
         scope = {**now.scope, "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
         call = _Call(self.app, scope | {"headers": headers, "state": dict(now.scope.get("state") or {})}, data)
         return await call.response(request)

@@ -1,7 +1,7 @@
-"""Guidance as a layer of vLLM's own server, below its authentication: another driver of the guidance machine.
+"""A layer of vLLM's own server, below its authentication: guides what can be guided, and puts all on record.
 
-What it does not understand, and what text from two models cannot give, goes to vLLM untouched, with a header that says
-so.
+It is another driver of the guidance machine. What it does not understand, and what text from two models cannot give,
+goes to vLLM untouched, with a header that says so.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.gateway.answering import finish
 from gkt_plugins.gateway.limits import read_body
+from gkt_plugins.gateway.refusals import RefusedError
 from gkt_plugins.gateway.turns import Turn, send_error
-from gkt_plugins.openai_wire.errors import InvalidRequest
+from gkt_plugins.openai_wire.errors import InvalidRequest, error_code
 from gkt_plugins.openai_wire.requests import GUIDANCE_HEADER, Asked, Route, parse
-from gkt_vllm.asked import EPSILON, GAMMA, check_epsilon, check_gamma
+from gkt_vllm.bounds import wishes
+from gkt_vllm.bypass import Replay, as_asked, asking_for_usage, pass_through
 from gkt_vllm.inner import UnderWay, under_way
-from gkt_vllm.serving import Guidance
+from gkt_vllm.serving import Serving
+from gkt_vllm.spoken import ADDRESSES
 
-__all__ = ["GuidanceMiddleware"]
+__all__ = ["GktMiddleware"]
 
 _ROUTES: Mapping[str, Route] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+"""What can be guided."""
 _MAX_BODY_BYTES = 64 * 2**20
 _SHARED = frozenset({"frequency_penalty", "presence_penalty", "reasoning_effort", "verbosity"})
 """Options that a teacher may know; all others that OpenAI's API does not have are vLLM's own."""
 
 
-class GuidanceMiddleware:
+class GktMiddleware:
     """``app``: what lies below. Until the server is ready, and for other addresses, it is called as if alone."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -45,47 +49,102 @@ class GuidanceMiddleware:
             if (opened := getattr(scope["app"].state, "gkt", None)) is not None:
                 await opened.stack.aclose()
             return
-        route = _ROUTES.get(scope.get("path", "")) if scope["type"] == "http" else None
-        guidance: Guidance | None = getattr(scope["app"].state, "gkt", None) if route else None
-        if route is None or guidance is None or scope["method"] != "POST":
+        path = _path(scope)
+        serving: Serving | None = getattr(scope["app"].state, "gkt", None) if path in ADDRESSES else None
+        if serving is None or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
         try:
             data = await read_body(scope, receive, max_bytes=_MAX_BODY_BYTES)
+            body = _object(data)
+            epsilon = serving.bounds.check(wishes(body or {}))
         except ClientDisconnect:
             return
-        try:
-            asked = _read(route, data, scope, guidance)
+        except RefusedError as exc:
+            serving.state.metrics.refused(await send_error(send, exc))
+            return
         except ConfigError as exc:  # leniency beyond the bound, or a gamma that is none
-            await send_error(send, InvalidRequest(str(exc), param="vllm_xargs", code="invalid_value"))
+            refusal = InvalidRequest(str(exc), param="vllm_xargs", code="invalid_value")
+            serving.state.metrics.refused(error_code(refusal))
+            await send_error(send, refusal)
             return
-        if isinstance(asked, str):
-            await self._app(scope, _Replay(data, receive), _marked(send, asked))
+        said = {}
+        note = ""
+        if epsilon < 1:
+            rule = serving.bounds.rule
+            serving.lenient.labels(rule).inc()
+            said["x-gkt-leniency"] = f"{rule} {epsilon:g}"
+            note = f"lenient: drafts are verified by the rule {rule!r} with epsilon {epsilon:g}, which is not exact"
+        read = _read(path, body, scope, serving) if serving.guides else ""
+        if isinstance(read, Asked):
+            asked = replace(read, notes=(*read.notes, note)) if note else read
+            await self._guide(serving, scope, receive, _marked(send, said), asked, began)
             return
+        if read:
+            said |= {"x-gkt-route": "bypassed", "x-gkt-bypass": read}
+        await self._pass_through(serving, scope, Replay(data, receive), send, body or {}, said, began)
+
+    async def _guide(
+        self, serving: Serving, scope: Scope, receive: Receive, send: Send, asked: Asked, began: float
+    ) -> None:
         own, asked = _apart(asked)
-        guidance.transport.app = self._app
-        token = under_way.set(UnderWay(scope, own))
+        serving.transport.app = self._app
+        token = under_way.set(UnderWay(scope, own, asked.request_id))
         try:
-            turn = Turn(guidance.state, scope, receive, send, asked, guidance.served, guidance.client, began=began)
-            await finish(turn)
+            await finish(Turn(serving.state, scope, receive, send, asked, serving.served, serving.client, began=began))
         finally:
             under_way.reset(token)
 
+    async def _pass_through(
+        self,
+        serving: Serving,
+        scope: Scope,
+        receive: Replay,
+        send: Send,
+        body: Mapping[str, Any],
+        said: Mapping[str, str],
+        began: float,
+    ) -> None:
+        asked, own_id = as_asked(
+            _path(scope), body, scope["headers"], model=serving.names[0], max_tokens=serving.max_tokens
+        )
+        asking = None if serving.usage_unasked or _path(scope) not in _ROUTES else asking_for_usage(receive.data, body)
+        headers = scope["headers"]
+        if asking is not None:
+            receive = receive.with_body(asking)
+            headers = [(name, value) for name, value in headers if name != b"content-length"]
+            headers.append((b"content-length", b"%d" % len(asking)))
+        if own_id is not None:
+            headers = [*headers, (b"x-request-id", own_id.encode())]
+        turn = Turn(serving.state, scope, receive, send, asked, serving.untouched, serving.client, began=began)
+        inner = {**scope, "headers": headers}
+        await pass_through(
+            turn, self._app, inner, receive, role=serving.role, said=said, hides_usage=asking is not None
+        )
 
-def _read(route: Route, data: bytes, scope: Scope, guidance: Guidance) -> Asked | str:
-    """The request, or why it goes to vLLM as it is.
 
-    :raises ConfigError: it asks for what the operator does not allow.
-    """
+def _path(scope: Scope) -> str:
+    """Below the path that the server is mounted on, as vLLM's authentication sees it."""
+    return str(scope.get("path", "")).removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
+
+
+def _object(data: bytes) -> Mapping[str, Any] | None:
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError:
-        return "not JSON"
-    if not isinstance(body, dict):
-        return "not an object"
-    _check_wishes(body.get("vllm_xargs"), guidance.least)
-    if body.get("model", guidance.names[0]) not in guidance.names:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _read(path: str, body: Mapping[str, Any] | None, scope: Scope, serving: Serving) -> Asked | str:
+    """The request, or why it goes to vLLM as it is."""
+    route = _ROUTES.get(path)
+    if route is None:
+        return "this address is not guided"
+    if body is None:
+        return "not a JSON object"
+    if body.get("model", serving.names[0]) not in serving.names:
         return "another model"
     if body.get("use_beam_search"):
         return "beam search"
@@ -98,23 +157,15 @@ def _read(route: Route, data: bytes, scope: Scope, guidance: Guidance) -> Asked 
     try:
         asked = parse(
             route,
-            {"model": guidance.names[0], **body},
+            {"model": serving.names[0], **body},
             headers=headers,
-            default_sampling=guidance.served.sampling,
+            default_sampling=serving.served.sampling,
         )
     except InvalidRequest:
         return "left to vLLM"  # whose own answer to a wrong request is the one that its clients know
     if asked.features:
         return ", ".join(sorted(asked.features))
     return asked
-
-
-def _check_wishes(wishes: object, least: float) -> None:
-    if isinstance(wishes, dict):
-        if EPSILON in wishes:
-            check_epsilon(wishes[EPSILON], least)
-        if GAMMA in wishes:
-            check_gamma(wishes[GAMMA])
 
 
 def _apart(asked: Asked) -> tuple[dict[str, Any], Asked]:
@@ -128,24 +179,15 @@ def _apart(asked: Asked) -> tuple[dict[str, Any], Asked]:
     return own, replace(asked, requests=requests)
 
 
-class _Replay:
-    """A body that has been read, once more; then whatever the server receives."""
+def _marked(send: Send, said: Mapping[str, str]) -> Send:
+    """``send``, with headers for the answer."""
+    if not said:
+        return send
+    lines = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in said.items()]
 
-    def __init__(self, data: bytes, receive: Receive) -> None:
-        self._unread = [data]
-        self._receive = receive
-
-    async def __call__(self) -> MutableMapping[str, Any]:
-        if self._unread:
-            return {"type": "http.request", "body": self._unread.pop(), "more_body": False}
-        return await self._receive()
-
-
-def _marked(send: Send, why: str) -> Send:
     async def marked(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            said = [(b"x-gkt-route", b"bypassed"), (b"x-gkt-bypass", why.encode("latin-1", "replace"))]
-            message = {**message, "headers": [*message.get("headers", ()), *said]}
+            message = {**message, "headers": [*message.get("headers", ()), *lines]}
         await send(message)
 
     return marked

@@ -1,28 +1,35 @@
-"""What an API server of vLLM has open for guidance: the pipeline, whose student is the server itself."""
+"""What an API server of vLLM has open: its pipeline, whose student is the server itself, and its ledger."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import cache
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
-from gkt_plugins.config import load_config
+from gkt_plugins.contracts import Role
 from gkt_plugins.gateway.access import Client
 from gkt_plugins.gateway.metrics import Metrics
 from gkt_plugins.gateway.state import GatewayState, Served
+from gkt_plugins.guidance.attempts import Attempts
 from gkt_plugins.plugins import load_plugins
+from gkt_vllm.bounds import Bounds
+from gkt_vllm.frozen import FrozenFile
 from gkt_vllm.inner import InnerTransport
-from gkt_vllm.pipelines import guided_pipeline
+from gkt_vllm.pipelines import own_pipeline
 from gkt_vllm.section import GktSection
+from gkt_vllm.watching import ConfigWatch
 
-__all__ = ["SERVER", "Guidance", "ThisServer", "open_guidance"]
+__all__ = ["SERVER", "Serving", "ThisServer", "open_serving"]
 
 SERVER = "vllm_server"
 """Name of the resource that tells an engine of this adapter that it is the server around it."""
+
+_NEVER = 2**31
+"""Failures until this server leaves itself alone for a while: it cannot call another one instead."""
 
 
 @dataclass(frozen=True)
@@ -34,40 +41,85 @@ class ThisServer:
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Serving:
     """One pipeline, ready to answer."""
 
     state: GatewayState
     served: Served
+    untouched: Served
+    """The same, for requests that go to vLLM as they came."""
+    role: Role
+    """What vLLM is on record as."""
+    guides: bool
     names: Sequence[str]
     """Of the model, as vLLM serves it."""
-    least: float
-    """The smallest leniency that a request may ask for."""
+    bounds: Bounds
     transport: InnerTransport
+    watch: ConfigWatch
+    lenient: Counter
+    """Requests that are verified leniently, by rule."""
+    max_tokens: int
+    """What vLLM writes at most, where a request does not say."""
+    usage_unasked: bool
+    """vLLM tells usage in every stream, asked or not."""
     stack: AsyncExitStack
     """Closes what is open."""
     client: Client = field(default_factory=Client)
     """vLLM has authenticated whoever comes here."""
 
 
-async def open_guidance(section: GktSection, names: Sequence[str]) -> Guidance | None:
-    """Open the pipeline of ``section``; None where nothing guides this server.
+async def open_serving(
+    section: GktSection,
+    file: FrozenFile,
+    names: Sequence[str],
+    *,
+    max_tokens: int,
+    usage_unasked: bool = False,
+    registry: CollectorRegistry = REGISTRY,
+) -> Serving:
+    """Open the pipeline of ``section``.
 
     :param names: of the model, as vLLM serves it.
+    :param registry: what ``/metrics`` shows; vLLM's page shows the default one, of all its API servers together.
     :raises GktError: the ledger or an engine cannot be opened.
     """
-    config = load_config(Path(section.config))
-    name = guided_pipeline(config, section)
-    if name is None:
-        return None
-    alone = config.model_copy(update={"pipelines": {name: config.pipelines[name]}})
+    own = own_pipeline(file.config(), section, names[0])
     transport = InnerTransport()
     resources = {SERVER: ThisServer(transport, names[0])}
-    # vLLM's /metrics shows the default registry, of all its API servers together.
-    state = GatewayState(alone, load_plugins(), os.environ, resources=resources, metrics=Metrics(REGISTRY))
+    state = GatewayState(own.config, load_plugins(), os.environ, resources=resources, metrics=Metrics(registry))
+    lenient, changed = _families(registry)
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(state.running())
-        leniency = section.workers.leniency if section.workers else None
-        least = 1.0 if leniency is None else leniency.least
-        return Guidance(state, opened.pipelines[name], names, least, transport, stack.pop_all())
+        watch = ConfigWatch(file, changed.set)
+        await stack.enter_async_context(watch.watched())
+        served = opened.pipelines[own.name]
+        unbroken = replace(served.parts, attempts=Attempts(attempts=1, breaker_failures=_NEVER))
+        return Serving(
+            state=state,
+            served=served,
+            untouched=replace(served, parts=unbroken),
+            role=own.role,
+            guides=own.guides,
+            names=names,
+            bounds=Bounds.of(section.workers),
+            transport=transport,
+            watch=watch,
+            lenient=lenient,
+            max_tokens=max_tokens,
+            usage_unasked=usage_unasked,
+            stack=stack.pop_all(),
+        )
     raise AssertionError("the stack swallows nothing")
+
+
+@cache
+def _families(registry: CollectorRegistry) -> tuple[Counter, Gauge]:
+    return (
+        Counter("gkt_lenient_requests_total", "Requests verified leniently, by rule.", ("rule",), registry=registry),
+        Gauge(
+            "gkt_config_changed",
+            "1 while gkt.toml is not what the server was started with.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        ),
+    )

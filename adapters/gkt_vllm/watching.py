@@ -26,6 +26,16 @@ class ConfigWatch:
         self._seen = file.digest
 
     @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self._file.path
+
+    @property
+    def digest(self) -> str:
+        """Of what the server goes by."""
+        return self._file.digest
+
+    @property
     def changed(self) -> bool:
         """As of the last look."""
         return self._seen != self._file.digest
