@@ -139,7 +139,9 @@ def decide(section: GktSection, model: str, speculative_config: object, version:
     source = str((config.source or Path(section.config)).resolve())
     workers = WorkerSettings(leniency=leniency, drafter=_own_drafter(config, start))
     if config.trace is not None:
-        if workers.drafter is not None:
+        if start.synchronous:
+            start.notes.append("[trace] records on vLLM's first model runner only, and this is the second")
+        elif workers.drafter is not None:
             start.active.append(f"recording answers in {config.base_dir / config.trace.path}")
         else:
             start.notes.append("[trace] records what our own drafter drafts for; set vllm.drafts_by = 'gkt' to record")

@@ -117,7 +117,7 @@ class OwnSpeculator:
         if block is not None and block.ids is not None:
             self._drafted = dict(zip(block.names, block.drafted, strict=True))
             rows = torch.tensor([names.index(name) for name in block.names], device=self._device)
-            ids[rows, : block.gamma] = block.ids
+            ids[rows, : block.ids.shape[1]] = block.ids
             self._keep_logits(block, [slot_of[name] for name in block.names])
         return ids
 
@@ -146,7 +146,7 @@ class OwnSpeculator:
             probs = torch.nn.functional.one_hot(block.ids, self._vocab_size)
         by_row = torch.tensor([one or 1.0 for one in temperatures], device=self._device)
         at = torch.tensor(slots, device=self._device)
-        self.draft_logits[at, : block.gamma] = probs.float().log() * by_row[:, None, None]
+        self.draft_logits[at, : block.ids.shape[1]] = probs.float().log() * by_row[:, None, None]
 
 
 def install() -> None:
