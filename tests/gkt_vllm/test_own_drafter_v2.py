@@ -1,4 +1,4 @@
-"""Our drafter in vLLM's second model runner: which slots it drafts for, with what probabilities, and who may have it."""
+"""Our drafter in vLLM's second model runner: which slots it drafts for, with what probabilities, and where it runs."""
 
 from __future__ import annotations
 
