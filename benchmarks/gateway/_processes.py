@@ -19,7 +19,7 @@ import psutil  # type: ignore[import-untyped]
 __all__ = ["Program", "free_port", "running"]
 
 _PATIENCE_S = 120.0
-"""For a program to answer its first request; LiteLLM takes 10 to 30 s."""
+"""By default, for a program to answer its first request; LiteLLM takes 10 to 30 s."""
 
 
 def free_port() -> int:
@@ -73,11 +73,16 @@ class Program:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], ready_url: str, log: Path, *, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    ready_url: str,
+    log: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    patience_s: float = _PATIENCE_S,
 ) -> Iterator[Program]:
     """Run ``command`` in the block, which begins once ``ready_url`` answers anything below 500.
 
-    ``env``: added to the environment.
+    ``env``: added to the environment. ``patience_s``: for its first answer.
 
     :raises RuntimeError: it ended, or did not answer in time; with the end of its log.
     """
@@ -91,7 +96,7 @@ def running(
             start_new_session=True,
         )
     try:
-        _wait(process, ready_url, log)
+        _wait(process, ready_url, log, patience_s)
         yield Program(process, log)
     finally:
         if process.poll() is None:
@@ -103,8 +108,8 @@ def running(
         process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=5):

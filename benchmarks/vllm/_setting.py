@@ -21,7 +21,7 @@ GAMMA = 4
 TEMPERATURES = (0.0, 1.0)
 THREADS: Mapping[str, str] = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 """One thread for every engine's arithmetic; its front end has the other core."""
-_ENVIRONMENT = {
+ENVIRONMENT = {
     **THREADS,
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -67,7 +67,7 @@ def side(name: str, model: Path, *, environment: Mapping[str, str] | None = None
     Without compilation: it starts in a third of the time, and on a CPU the rates are the same.
     """
     own = {"model": str(model), "dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 16}
-    return Side(name, EngineSettings(own | arguments, with_mend), {**_ENVIRONMENT, **(environment or {})})
+    return Side(name, EngineSettings(own | arguments, with_mend), {**ENVIRONMENT, **(environment or {})})
 
 
 def native(name: str, model: Path, draft: Path, gamma: int = GAMMA) -> Side:
