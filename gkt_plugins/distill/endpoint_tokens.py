@@ -1,7 +1,12 @@
-"""An endpoint's tokens, which it tells as text, as the draft's token ids."""
+"""An endpoint's tokens, which it tells as text, as the draft's token ids.
+
+A server may name a token by its number, ``token_id:17``, as vLLM does for ``return_tokens_as_token_ids``. That says
+which token it is also where its text does not, as for a piece of a character.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
@@ -15,6 +20,7 @@ from gkt_plugins.distill.samples import PromptItem, Sample, fixed_key
 
 __all__ = ["ScoredSample", "TokenTable"]
 
+_NUMBERED = re.compile(r"token_id:(\d+)")
 _MOST = 1.001
 """Probabilities of one token's alternatives may add up to this, by rounding."""
 
@@ -37,7 +43,7 @@ class TokenTable:
         """``eos_id``: closes an answer that ended by itself."""
         self._tokenizer = tokenizer
         self._eos_id = eos_id
-        size = len(tokenizer)
+        self._size = size = len(tokenizer)
         # Behind another token, for some tokenizers leave out the space that a text begins with.
         [anchor, *_] = tokenizer("a", add_special_tokens=False)["input_ids"] or [0]
         before = len(tokenizer.decode([anchor]))
@@ -50,7 +56,7 @@ class TokenTable:
     def scored(self, item: PromptItem, answer: EndpointAnswer) -> ScoredSample:
         """``answer`` in tokens. Where the endpoint's are not all the draft's, only the text is taken."""
         ids = self._mapped(answer.tokens)
-        if ids is None:
+        if ids is None or not self._says(ids[0], answer):
             tokens = self._tokenizer(answer.text, add_special_tokens=False)["input_ids"]
             rows = [{token: 1.0} for token in tokens]
             known = [False] * len(tokens)
@@ -86,7 +92,21 @@ class TokenTable:
             rows.append(row)
         return (ids, rows) if ids else None
 
+    def _says(self, ids: Sequence[int], answer: EndpointAnswer) -> bool:
+        """Do numbers, where tokens have come as such, mean the same to the draft?
+
+        A piece of a character may be left over at the end, and servers differ in what they do with outer spaces.
+        """
+        if not any(_NUMBERED.fullmatch(token.text) for token in answer.tokens):
+            return True
+        texts = (self._tokenizer.decode(ids, skip_special_tokens=True), answer.text)
+        meant, said = (text.rstrip("\ufffd").strip() for text in texts)
+        return meant == said
+
     def _id(self, text: str, *, first: bool) -> int | None:
+        if numbered := _NUMBERED.fullmatch(text):
+            number = int(numbered[1])
+            return number if number < self._size else None
         found = self._ids.get(text)
         # An answer's first word may come without the space that its token has.
         return self._ids.get(f" {text}") if found is None and first else found

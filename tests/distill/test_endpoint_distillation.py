@@ -133,6 +133,33 @@ def test_an_answer_in_other_tokens_is_learnt_from_as_text(tokenizer):
     assert found.scores.rest.tolist() == [0.0] * len(found.known)
 
 
+def numbered(ids, text: str) -> EndpointAnswer:
+    """An answer whose tokens have come as numbers; behind the vocabulary are numbers that padding has."""
+    padding = ("token_id:99999", math.log(0.25))
+    return EndpointAnswer(
+        text, True, tuple(TokenScore(f"token_id:{one}", ((f"token_id:{one}", math.log(0.5)), padding)) for one in ids)
+    )
+
+
+def test_tokens_that_come_as_numbers_are_known_also_where_one_is_a_piece_of_a_character(tokenizer):
+    text = "Élan: 3 +4.\n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert any("\ufffd" in tokenizer.decode([one]) for one in ids)
+    found = TokenTable(tokenizer, tokenizer.eos_token_id).scored(PromptItem((5,), "?"), numbered(ids, text))
+    assert found.sample.answer == (*ids, tokenizer.eos_token_id)
+    assert found.known == (*[True] * len(ids), False)
+    assert found.scores.probs[:-1, 0].tolist() == pytest.approx([0.5] * len(ids))
+    assert found.scores.probs[:-1].sum(-1).tolist() == pytest.approx([0.5] * len(ids))  # padding is no token
+
+
+def test_numbers_of_another_vocabulary_are_not_believed(tokenizer):
+    text = "The answer is 7."
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = TokenTable(tokenizer, None).scored(PromptItem((5,), "?"), numbered([one + 1 for one in ids], text))
+    assert found.sample.answer == tuple(ids)
+    assert not any(found.known)
+
+
 def test_probabilities_that_add_up_to_more_than_one_are_not_believed(tokenizer):
     answer = EndpointAnswer("Tom", False, (TokenScore("Tom", (("Tom", -0.01), (" has", -0.01))),))
     assert not any(TokenTable(tokenizer, None).scored(PromptItem((5,), "?"), answer).known)
