@@ -136,15 +136,16 @@ async def pass_through(
         await turn.over("error" if error_body(exc)[0] >= 500 else "refused", code)
         return
     passage = _Passage(turn, call, said, receive, hides_usage=hides_usage)
+    cause: Exception | None = None
     try:
         await app(scope, receive, passage.send)
-    except (asyncio.CancelledError, ClientDisconnect, OSError):
-        await passage.left()
+    except (ClientDisconnect, OSError):
         raise
     except Exception as exc:
-        await passage.failed(exc)
+        cause = exc
         raise
-    await passage.left()  # where no answer came, or not all of it
+    finally:  # here and not with the last byte: servers cancel what still runs then
+        await asyncio.shield(asyncio.ensure_future(passage.over(cause)))
 
 
 class _Passage:
@@ -167,6 +168,7 @@ class _Passage:
         self._error = ""
         """What vLLM said within a stream of its failure."""
         self._ended = False
+        self._outcome: tuple[Literal["ok", "error", "refused", "cancelled"], str] = "cancelled", ""
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """vLLM's own ``send``."""
@@ -187,19 +189,15 @@ class _Passage:
         elif not more:
             await self._pass_whole()
 
-    async def left(self) -> None:
-        """Nothing more comes, because the client has gone before its answer was complete."""
+    async def over(self, cause: Exception | None) -> None:
+        """Nothing more comes. ``cause``: what vLLM's application raised, which its server answers."""
         if not self._ended:
-            self._ended = True
-            await self._call.close("cancelled")
-            await self._turn.over("cancelled")
-
-    async def failed(self, cause: Exception) -> None:
-        """vLLM's application raised ``cause``; its server answers that."""
-        if not self._ended:
-            self._ended = True
-            await self._call.close("failed", EngineError(f"vLLM failed: {cause!r}"))
-            await self._turn.over("error", "upstream_failed")
+            if cause is None:  # the client has gone before its answer was complete
+                await self._call.close("cancelled")
+            else:
+                await self._call.close("failed", EngineError(f"vLLM failed: {cause!r}"))
+                self._outcome = "error", "upstream_failed"
+        await self._turn.over(*self._outcome)
 
     # ------------------------------------------------------------------------------------------------- whole
 
@@ -262,14 +260,13 @@ class _Passage:
         try:
             await self._call.close("failed" if error else "final", error)
         except GktError as exc:  # the ledger cannot be written
-            await self._turn.over("error", await self._turn.fail(exc))
+            self._outcome = "error", await self._turn.fail(exc)
             return
         if not self._turn.begun:
             self._turn.begun = True
             await self._turn.send(self._head)
+        self._outcome = "refused" if error and error.refused else "error" if error else "ok", code
         await self._turn.write(b"".join([*self._held, self._unread]), more=False)
-        status: Literal["ok", "error", "refused"] = "refused" if error and error.refused else "error" if error else "ok"
-        await self._turn.over(status, code)
 
 
 def _may_be_last(found: Mapping[str, Any]) -> bool:
