@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from benchmarks.gateway._processes import free_port, running
 from benchmarks.vllm._setting import ENVIRONMENT, NOT_INSTALLED, Setting
@@ -22,6 +21,7 @@ PRICES: Mapping[str, tuple[str, str]] = {"teacher": ("1.00", "4.00"), "student":
 _OPTIONS = ("--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--max-model-len", "640",
             "--max-num-seqs", "16", "--no-enable-prefix-caching", "--disable-uvicorn-access-log")  # fmt: skip
 """Without prefix caching: whoever comes second in a turn would find the prompts of the first."""
+_OFFLINE = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1"}
 _PATIENCE_S = 300.0
 
 
@@ -35,10 +35,10 @@ class ServerSettings:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def plain(name: str, model: Path) -> ServerSettings:
+def plain(name: str, model: str) -> ServerSettings:
     """vLLM alone."""
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), *_OPTIONS]
-    return ServerSettings(name, [*command, "--served-model-name", name], {**ENVIRONMENT, **NOT_INSTALLED})
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, *_OPTIONS]
+    return ServerSettings(name, [*command, "--served-model-name", name], {**_OFFLINE, **NOT_INSTALLED})
 
 
 def guided(name: str, setting: Setting, teacher_url: str, teacher: str, *, tokens: int = GUIDANCE_TOKENS,
@@ -59,7 +59,7 @@ def guided(name: str, setting: Setting, teacher_url: str, teacher: str, *, token
         f'[pipelines.default.guidance]\ntokens = {tokens}\ncut = "{cut}"\n'
     )
     command = [sys.executable, "-m", "gkt_plugins.cli", "vllm", "serve", str(model_dir("student")), *_OPTIONS]
-    return ServerSettings(name, [*command, "--served-model-name", "student", "--gkt", str(config)], ENVIRONMENT)
+    return ServerSettings(name, [*command, "--served-model-name", "student", "--gkt", str(config)], _OFFLINE)
 
 
 def start(stack: ExitStack, setting: Setting, servers: Mapping[str, tuple[ServerSettings, int]]) -> None:

@@ -16,7 +16,6 @@ from benchmarks._report import Report
 from benchmarks.vllm._engines import Engine, engines
 from benchmarks.vllm._host import Job, Seen
 from benchmarks.vllm._setting import GAMMA, PACKAGES, TEMPERATURES, Setting, section, take_turns
-from gkt_plugins.demo.models import model_dir
 from gkt_plugins.speculation.counts import Counts
 
 __all__ = ["run"]
@@ -24,7 +23,7 @@ __all__ = ["run"]
 LONG = 7
 """Draft length at which a good draft shows what it can."""
 MAX_TOKENS = 96
-ALONE, TOGETHER = 16, 6
+ALONE, TOGETHER = 16, 5
 """Prompts one at a time; turns of 16 prompts, 8 at once."""
 _SIDES = ("undistilled", "undistilled_short", "distilled")
 
@@ -32,11 +31,11 @@ _SIDES = ("undistilled", "undistilled_short", "distilled")
 def run(setting: Setting) -> Report:
     """Both temperatures."""
     report = Report("distilled", setting.quick, packages=PACKAGES)
-    before, after = model_dir("draft"), model_dir("distilled")
+    assert setting.distilled
     sides = [
-        section("undistilled", setting, setting.target, before, LONG),
-        section("undistilled_short", setting, setting.target, before, GAMMA),
-        section("distilled", setting, setting.target, after, LONG),
+        section("undistilled", setting, setting.draft, LONG),
+        section("undistilled_short", setting, setting.draft, GAMMA),
+        section("distilled", setting, setting.distilled, LONG),
     ]
     every: list[Seen] = []
     with engines(sides, setting.work) as running:

@@ -52,7 +52,7 @@ def run(setting: Setting) -> Report:
         fixed = stack.enter_context(upstream(GatewaySetting(setting.quick, setting.work, setting.work)))
         servers = [
             plain("teacher", setting.target),
-            plain("student", model_dir("student")),
+            plain("student", str(model_dir("student"))),
             guided("guided", setting, urls["teacher"], "teacher"),
             guided("overhead", setting, fixed.url, FIXED, tokens=STUDENT_TOKENS, cut="raw"),
         ]

@@ -1,6 +1,6 @@
 """What the plugin costs where it is installed and has no section: against vLLM that loads no plugin.
 
-The model is the packaged teacher of 1.7 M parameters: the cheaper the model, the more the Python around it weighs.
+The model is the packaged teacher, as small as it is: the cheaper the model, the more the Python around it weighs.
 
 - ``off_ratio``           tokens per second, installed / not loaded (``VLLM_PLUGINS=""``)
 - ``off_ratio_no_stats``  the same with ``--disable-log-stats``
@@ -14,7 +14,6 @@ from benchmarks._report import Report
 from benchmarks.vllm._engines import engines
 from benchmarks.vllm._host import Job
 from benchmarks.vllm._setting import NOT_INSTALLED, PACKAGES, Setting, side, take_turns
-from gkt_plugins.demo.models import model_dir
 
 __all__ = ["run"]
 
@@ -27,12 +26,11 @@ def run(setting: Setting) -> Report:
     """With vLLM's statistics and without."""
     report = Report("off", setting.quick, packages=PACKAGES)
     turns = 7 if setting.quick else 10
-    model = model_dir("teacher")
     sides = [
-        side("absent", model, environment=NOT_INSTALLED),
-        side("installed", model),
-        side("absent_no_stats", model, environment=NOT_INSTALLED, disable_log_stats=True),
-        side("installed_no_stats", model, disable_log_stats=True),
+        side("absent", setting, setting.cheap, environment=NOT_INSTALLED),
+        side("installed", setting, setting.cheap),
+        side("absent_no_stats", setting, setting.cheap, environment=NOT_INSTALLED, disable_log_stats=True),
+        side("installed_no_stats", setting, setting.cheap, disable_log_stats=True),
     ]
     jobs = [
         Job(setting.some(count, turn), at_once, 0.0, MAX_TOKENS)
@@ -48,5 +46,5 @@ def run(setting: Setting) -> Report:
     for name, values in rates.items():
         for place, batch in enumerate(BATCHES):
             report.put(f"{name}_tokens_per_s_b{batch}", median(values[place :: len(BATCHES)]))
-    report.setup.update(turns=turns, model=model.name, max_new_tokens=MAX_TOKENS, batches=list(BATCHES))
+    report.setup.update(turns=turns, max_new_tokens=MAX_TOKENS, batches=list(BATCHES))
     return report

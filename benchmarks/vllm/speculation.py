@@ -10,30 +10,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import median
+from typing import TypeAlias
 
 from benchmarks._report import Report
 from benchmarks.vllm._engines import engines
 from benchmarks.vllm._host import Job, Seen
 from benchmarks.vllm._setting import GAMMA, PACKAGES, TEMPERATURES, Setting, native, section, take_turns
-from gkt_plugins.demo.models import model_dir
 from gkt_plugins.speculation.counts import Counts
 
 __all__ = ["run"]
 
 BATCHES = {1: 2, 8: 16}
 """Requests in flight → prompts of a turn."""
-MAX_TOKENS = 96
+MAX_TOKENS = 64
 GOALS = {"on": 0.97, "custom": 0.9}
+Conditions: TypeAlias = Mapping[tuple[float, int], Mapping[str, list[Seen]]]
+"""Temperature and requests in flight → side → its turns."""
 
 
 def run(setting: Setting) -> Report:
     """At both temperatures and two batch sizes."""
     report = Report("speculation", setting.quick, packages=PACKAGES)
     turns = 4 if setting.quick else 8
-    draft = model_dir("draft")
-    sides = [native("native", setting.target, draft), section("on", setting, setting.target, draft)]
+    sides = [native("native", setting, setting.draft), section("on", setting, setting.draft)]
     if not setting.quick:
-        sides.append(section("custom", setting, setting.target, draft, vllm='drafts_by = "gkt"'))
+        sides.append(section("custom", setting, setting.draft, vllm='drafts_by = "gkt"'))
     conditions = [(temperature, batch) for temperature in TEMPERATURES for batch in BATCHES]
     with engines(sides, setting.work) as running:
         take_turns(running, [_job(setting, 0, temperature, batch) for temperature, batch in conditions])
@@ -42,7 +43,7 @@ def run(setting: Setting) -> Report:
             for condition in conditions
         }
     for name, bound in GOALS.items():
-        if name not in sides_of(seen):
+        if name not in running:
             continue
         report.put_ratio(f"{name}_vs_native", *_rates(seen, name), at_least=bound)
         for temperature in TEMPERATURES:
@@ -58,16 +59,8 @@ def run(setting: Setting) -> Report:
     return report
 
 
-Conditions = Mapping[tuple[float, int], Mapping[str, list[Seen]]]
-
-
 def _job(setting: Setting, turn: int, temperature: float, batch: int) -> Job:
     return Job(setting.some(BATCHES[batch], turn), batch, temperature, MAX_TOKENS)
-
-
-def sides_of(seen: Conditions) -> list[str]:
-    """Who took part."""
-    return list(next(iter(seen.values())))
 
 
 def _rates(seen: Conditions, name: str) -> tuple[list[float], list[float]]:
