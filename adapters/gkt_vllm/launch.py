@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from gkt_plugins.errors import ConfigError
 
@@ -19,8 +20,6 @@ _BY_DEFAULT = (
     "vllm.stat_logger_plugins",
 )
 """Groups that vLLM loads whole where ``VLLM_PLUGINS`` is not set; endpoint plugins are the exception."""
-
-_TWICE = "gkt vllm serve writes additional_config.gkt itself; leave it out, or start vLLM directly"
 
 
 def plugins_variable(environment: Mapping[str, str]) -> str:
@@ -39,22 +38,36 @@ def command(config: Path, pipeline: str | None, arguments: Sequence[str]) -> lis
     :param arguments: vLLM's own: the model, and options.
     :raises ConfigError: they bring a section already.
     """
-    if any(argument.startswith("--additional-config.gkt") for argument in arguments):
-        raise ConfigError(_TWICE)
     section = {"config": str(config.resolve())} | ({"pipeline": pipeline} if pipeline else {})
-    dotted = [text for key, value in section.items() for text in (f"--additional-config.gkt.{key}", value)]
-    if "--additional-config" in arguments:  # vLLM merges dotted keys into nothing else
-        at = list(arguments).index("--additional-config") + 1
-        try:
-            given = json.loads(arguments[at])
-        except (IndexError, ValueError) as exc:
-            raise ConfigError(f"--additional-config must be followed by a JSON object: {exc}") from exc
-        if "gkt" in given:
-            raise ConfigError(
-                "gkt vllm serve writes additional_config.gkt itself; leave it out, or start vLLM directly"
-            )
-        merged = json.dumps(given | {"gkt": section})
-        own = [*arguments[:at], merged, *arguments[at + 1 :]]
-    else:
-        own = [*arguments, *dotted]
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *own]
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *_with_section(list(arguments), section)]
+
+
+def _with_section(arguments: list[str], section: Mapping[str, str]) -> list[str]:
+    """``arguments`` with the section in the JSON that they bring; where they bring none, with keys of its own, which
+    vLLM merges into nothing else."""
+    for at, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        name = name.replace("_", "-")  # as vLLM reads it
+        if name.startswith(f"{_OPTION}.gkt"):
+            raise ConfigError(_TWICE)
+        if name == _OPTION:
+            after = at + (1 if equals else 2)
+            given = _table(value if equals else "".join(arguments[at + 1 : after]))
+            if "gkt" in given:
+                raise ConfigError(_TWICE)
+            return [*arguments[:at], _OPTION, json.dumps({**given, "gkt": section}), *arguments[after:]]
+    return [*arguments, *(word for key, value in section.items() for word in (f"{_OPTION}.gkt.{key}", value))]
+
+
+def _table(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as exc:
+        raise ConfigError(f"{_OPTION} must be followed by a JSON object: {exc}") from exc
+    if not isinstance(found, dict):
+        raise ConfigError(f"{_OPTION} must be followed by a JSON object, got {text!r}")
+    return found
+
+
+_OPTION = "--additional-config"
+_TWICE = "gkt vllm serve writes additional_config.gkt itself; leave it out, or start vLLM directly"

@@ -40,8 +40,17 @@ def test_the_section_is_written_beside_vllms_own_arguments(tmp_path):
     assert words[4:] == ["model", "--port", "9", "--additional-config.gkt.config", str(tmp_path / "gkt.toml")]
 
 
-def test_an_additional_config_of_the_operators_is_kept(tmp_path):
-    words = launch.command(tmp_path / "gkt.toml", "fast", ["model", "--additional-config", '{"other": 1}'])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--additional-config", '{"other": 1}'],
+        ['--additional-config={"other": 1}'],
+        ['--additional_config={"other":1}'],
+    ],
+)
+def test_an_additional_config_of_the_operators_is_kept(tmp_path, given):
+    words = launch.command(tmp_path / "gkt.toml", "fast", ["model", *given, "--port", "9"])
+    assert words[-2:] == ["--port", "9"]
     merged = json.loads(words[words.index("--additional-config") + 1])
     assert merged == {"other": 1, "gkt": {"config": str(tmp_path / "gkt.toml"), "pipeline": "fast"}}
 
@@ -51,6 +60,9 @@ def test_an_additional_config_of_the_operators_is_kept(tmp_path):
     [
         ["m", "--additional-config", '{"gkt": {}}'],
         ["m", "--additional-config.gkt.config", "x"],
+        ["m", "--additional_config.gkt.config=x"],
+        ["m", '--additional-config={"gkt": {}}'],
+        ["m", "--additional-config", "[]"],
         ["m", "--additional-config", "{"],
         ["m", "--additional-config"],
     ],

@@ -34,6 +34,7 @@ def test_the_plugins_of_this_installation_are_seen(look):
     found = look()
     assert found["general_plugins"].good
     assert found["endpoint_plugins"].good
+    assert found["stat_logger_plugins"].good
     assert found["turns on"].value == "nothing but accounting"
 
 
@@ -44,9 +45,10 @@ def test_a_variable_that_leaves_us_out_is_told_with_the_one_to_set(look, given, 
     assert good or "gkt" in finding.advice
 
 
-def test_without_the_variable_guidance_is_what_is_missing(look):
+def test_without_the_variable_guidance_and_records_are_what_is_missing(look):
     finding = look()["VLLM_PLUGINS"]
     assert finding.good is None
+    assert finding.value == "not set: no guidance, and requests are not on record"
     assert "gkt vllm serve" in finding.advice
 
 
