@@ -3,8 +3,8 @@
 Reads ``{"engines": {NAME: {"config": FILE, "options": {…}, "jobs": [JOB, …]}, …}, "chats": […], "verify": {…}}`` on
 standard input. A job has ``questions``, how many of the chats, ``temperature``, ``max_tokens``, ``extra_args``, a list
 that requests take in turn, and may have a ``regex``. The last line of standard output has the same names, with what
-came of each job. Run on its own, because the interpreter has to be chosen before Triton is imported; it says nothing about
-speed.
+came of each job. Run on its own, because the interpreter has to be chosen before Triton is imported; it says nothing
+about speed.
 """
 
 from __future__ import annotations

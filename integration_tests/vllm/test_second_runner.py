@@ -21,9 +21,9 @@ from gkt_plugins.speculation.leniency import linear
 from gkt_plugins.speculation.verifiers import ExactVerifier, LenientVerifier
 from gkt_vllm.counters import counts_of
 
-QUESTIONS = 24
+QUESTIONS = 16
 """Enough for acceptance, whose tolerance follows their number; what has to be equal is asked for fewer."""
-FEW = 8
+FEW = 6
 MAX_TOKENS = 24
 LONGER = 64
 """So many tokens take another block of the cache, and another."""
@@ -83,10 +83,10 @@ BLOCKS = [
     {
         "drafted": (3, 3, 2, 1, 0)[i % 5],
         "epsilon": EPSILONS[i % 3],
-        "temperature": 0.0 if i >= 900 else 1.0,
+        "temperature": 0.0 if i >= 600 else 1.0,
         "placeholders": 2 * (i % 5 == 1),
     }
-    for i in range(990)
+    for i in range(660)
 ]
 
 
