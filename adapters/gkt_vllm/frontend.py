@@ -18,6 +18,7 @@ from gkt_plugins.errors import ConfigError
 from gkt_plugins.exporting import GAMMA_FOR_AUTO, model_config, same_vocabulary
 from gkt_vllm.counters import count_each_request
 from gkt_vllm.frozen import FrozenFile, freeze
+from gkt_vllm.launch import unloaded
 from gkt_vllm.limits import (
     asks_for_second_runner,
     differences,
@@ -64,20 +65,17 @@ class Start:
             )
         return False if self.synchronous else given
 
-    def check(self, vllm_config: Any, *, serves: bool, named: str | None) -> None:
+    def check(self, vllm_config: Any, *, serves: bool, env: Mapping[str, str]) -> None:
         """After vLLM has made its configuration: is there anything that it will not do?
 
-        :param serves: this is an HTTP server. ``named``: the environment variable ``VLLM_PLUGINS``.
+        :param serves: this is an HTTP server. ``env``: what it was started with.
         :raises ConfigError: leniency without drafts, guidance whose endpoint plugin vLLM will not load, or an argument
             that it left out.
         """
-        if serves and "gkt" not in (named or "").split(","):
-            advice = (
-                f"start it with VLLM_PLUGINS={named + ',' if named else ''}gkt, which 'gkt vllm serve' does by itself"
-            )
+        if serves and (why := unloaded(env)):
             if self.guided:
-                raise ConfigError(f"vLLM loads the plugin that guides its requests only where it is named; {advice}")
-            self.notes.append(f"requests are not on record, because vLLM does not load the plugin for that; {advice}")
+                raise ConfigError(f"requests would not be guided, because {why}")
+            self.notes.append(f"requests are not on record, and no leniency is refused, because {why}")
         if self._leniency is not None and vllm_config.speculative_config is None:
             raise ConfigError("leniency needs drafts, and this engine has none; set speculation.draft, or remove it")
         refuse_dropped(self.config, self.speculative_config, vllm_config)

@@ -11,7 +11,7 @@ from typing import Any
 
 from gkt_plugins.errors import ConfigError
 
-__all__ = ["command", "plugins_variable"]
+__all__ = ["command", "plugins_variable", "unloaded"]
 
 _BY_DEFAULT = (
     "vllm.general_plugins",
@@ -30,6 +30,19 @@ def plugins_variable(environment: Mapping[str, str]) -> str:
     else:
         names = [name for name in given.split(",") if name]
     return ",".join([*(name for name in names if name != "gkt"), "gkt"])
+
+
+def unloaded(environment: Mapping[str, str]) -> str | None:
+    """Why a server of vLLM's would not load the plugin of its front door, and what to do; None: it will."""
+    if environment.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        return "vLLM's Rust frontend loads no plugins; unset VLLM_USE_RUST_FRONTEND"
+    given = environment.get("VLLM_PLUGINS")
+    if "gkt" in (given or "").split(","):
+        return None
+    return (
+        f"vLLM loads the plugin for that only where it is named; start it with VLLM_PLUGINS="
+        f"{given + ',' if given else ''}gkt, which 'gkt vllm serve' does by itself"
+    )
 
 
 def command(config: Path, pipeline: str | None, arguments: Sequence[str]) -> list[str]:

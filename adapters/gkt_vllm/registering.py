@@ -64,7 +64,7 @@ def _with_section(engine_args: Any, serves: bool, create: Callable[[], Any]) -> 
         vllm_config = create()
     finally:
         engine_args.additional_config, engine_args.speculative_config, engine_args.async_scheduling = given
-    start.check(vllm_config, serves=serves, named=os.environ.get("VLLM_PLUGINS"))
+    start.check(vllm_config, serves=serves, env=os.environ)
     start.count_requests(vllm_config)
     if not start.frozen.inherited:  # else the frontend has said it
         start.announce(vllm_config, vllm.__version__)

@@ -147,14 +147,14 @@ def test_a_release_that_was_not_tried_is_refused_unless_the_operator_lets_it_thr
 def test_leniency_without_drafts_is_a_start_up_error(start):
     started = start(f'[speculation]\n{DRAFT}verifier = "lenient"\nepsilon = 0.5')
     with pytest.raises(ConfigError, match="leniency needs drafts"):
-        started.check(SimpleNamespace(speculative_config=None, use_v2_model_runner=False), serves=False, named=None)
+        started.check(SimpleNamespace(speculative_config=None, use_v2_model_runner=False), serves=False, env={})
 
 
 def test_leniency_and_block_verification_exclude_each_other(start):
     started = start(f'[speculation]\n{DRAFT}verifier = "lenient"\nepsilon = 0.5', given={"method": "draft_model"})
     engine = SimpleNamespace(rejection_sample_method="block")
     with pytest.raises(ConfigError, match="exclude each other"):
-        started.check(SimpleNamespace(speculative_config=engine, use_v2_model_runner=True), serves=False, named=None)
+        started.check(SimpleNamespace(speculative_config=engine, use_v2_model_runner=True), serves=False, env={})
 
 
 GUIDED = """
@@ -174,11 +174,19 @@ student = "here"
 def test_a_server_that_should_guide_does_not_start_where_vllm_leaves_the_plugin_out(start):
     started = start(GUIDED)
     engine = SimpleNamespace(speculative_config=None, use_v2_model_runner=True)
-    for named in (None, "", "other"):
+    for env in ({}, {"VLLM_PLUGINS": ""}, {"VLLM_PLUGINS": "other"}):
         with pytest.raises(ConfigError, match="only where it is named"):
-            started.check(engine, serves=True, named=named)
-    started.check(engine, serves=True, named="other,gkt")
-    started.check(engine, serves=False, named=None)
+            started.check(engine, serves=True, env=env)
+    with pytest.raises(ConfigError, match="unset VLLM_USE_RUST_FRONTEND"):
+        started.check(engine, serves=True, env={"VLLM_PLUGINS": "gkt", "VLLM_USE_RUST_FRONTEND": "1"})
+    started.check(engine, serves=True, env={"VLLM_PLUGINS": "other,gkt", "VLLM_USE_RUST_FRONTEND": "0"})
+    started.check(engine, serves=False, env={})
+
+
+def test_a_server_that_guides_nobody_starts_without_the_plugin_and_says_what_is_missing(start):
+    started = start("")
+    started.check(SimpleNamespace(speculative_config=None, use_v2_model_runner=False), serves=True, env={})
+    assert any("requests are not on record" in note and "VLLM_PLUGINS=gkt" in note for note in started.notes)
 
 
 def test_guidance_wants_the_server_itself_as_student_and_another_engine_as_teacher(start):
