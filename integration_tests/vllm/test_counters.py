@@ -58,6 +58,10 @@ FIELDS = {
 QUESTIONS = [problem.question for problem in problems(3, 8, split="test")]
 
 
+Page = tuple[Counts, Counts, Counts]
+"""vLLM's counters of speculation, mapped; ours; and what the server's calls were on record with."""
+
+
 def mapped(samples: dict[str, float], positions: dict[int, float]) -> Counts:
     """vLLM's own counters, as ours."""
     totals = [int(samples.get(f"vllm:spec_decode_num_{name}_total", 0)) for name in
@@ -65,25 +69,26 @@ def mapped(samples: dict[str, float], positions: dict[int, float]) -> Counts:
     return counts_of(*totals, [int(positions.get(i, 0)) for i in range(GAMMA)])
 
 
-def read(page: str) -> tuple[Counts, Counts]:
-    """What a page says by vLLM's counters, and by ours."""
+def read(page: str) -> Page:
+    """What a page of metrics says."""
     samples: dict[str, float] = {}
     positions: dict[int, float] = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             if sample.name == "vllm:spec_decode_num_accepted_tokens_per_pos_total":
                 positions[int(sample.labels["position"])] = sample.value
-            elif sample.name.startswith(("vllm:spec_decode_num_", "gkt_speculation_")):
+            elif sample.name.startswith(("vllm:spec_decode_num_", "gkt_speculation_", "gkt_drafted_", "gkt_accepted_")):
                 samples[sample.name] = samples.get(sample.name, 0) + sample.value
     ours = {field: int(samples.get(f"gkt_speculation_{name}_total", 0)) for name, field in FIELDS.items()}
-    return mapped(samples, positions), Counts(**ours)
+    called = [int(samples.get(f"gkt_{name}_tokens_total", 0)) for name in ("drafted", "accepted")]
+    return mapped(samples, positions), Counts(**ours), Counts(drafted=called[0], accepted=called[1])
 
 
 def gained(before: Counts, after: Counts) -> Counts:
     return Counts(*(b - a for a, b in zip(astuple(before), astuple(after), strict=True)))
 
 
-async def settled(page: Callable[[], tuple[Counts, Counts]], drafted: int) -> tuple[Counts, Counts]:
+async def settled(page: Callable[[], Page], drafted: int) -> Page:
     """The page once vLLM has told what it counted in its last step, which it does after it has answered.
 
     ``drafted``: what it comes to; 0 where the answers do not tell.
@@ -133,7 +138,7 @@ async def test_usage_of_an_engine_in_this_process_has_its_drafts_and_they_add_up
         page = await settled(lambda: read(generate_latest().decode()), drafted and before[0].drafted + drafted)
     finally:
         await engine.aclose()
-    vllms, ours = (gained(*pair) for pair in zip(before, page, strict=True))
+    vllms, ours, _ = (gained(*pair) for pair in zip(before, page, strict=True))
     assert vllms.accepted > 0
     assert ours == (vllms if section else Counts())
     assert (drafted, accepted) == ((vllms.drafted, vllms.accepted) if BY_REQUEST else (0, 0))
@@ -156,26 +161,54 @@ def server(
             yield url, folder
 
 
+def asked(number: int) -> dict[str, Any]:
+    """A request that is guided, or that goes to vLLM as it is; whole, streamed, or with several choices."""
+    chat: Any = [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}]
+    request: dict[str, Any] = {"model": "small", "messages": chat, "max_tokens": 32, "temperature": number % 2}
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"n": 3},
+        {"stream": True},
+        {"logprobs": True},
+        {"messages": [*chat, {"role": "assistant", "content": "Plan:"}], "stream": True},
+    ]
+    return request | kinds[number % len(kinds)]
+
+
 async def test_a_servers_page_its_answers_and_its_ledger_agree_whoever_of_its_api_servers_answered(server):
     url, folder = server
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
 
-    async def guided(number: int) -> None:
-        chat: Any = [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}]
-        options: dict[str, Any] = {"model": "small", "messages": chat, "max_tokens": 32, "temperature": number % 2}
-        if number % 3:
-            await client.chat.completions.create(**options, n=1 + number % 3)
-        else:
-            async for _ in await client.chat.completions.create(**options, stream=True):
+    async def answer(request: dict[str, Any]) -> None:
+        answered = await client.chat.completions.create(**request)
+        if request.get("stream"):
+            async for _ in answered:
                 pass
 
-    before = read(httpx2.get(f"{url}/metrics").text)
-    await asyncio.gather(*map(guided, range(24)))
+    await asyncio.gather(*(answer(asked(number)) for number in range(30)))
     students = [one.usage for one in read_records(f"sqlite:///{folder}/ledger.db") if one.role == "student"]
+    assert len(students) == 30 + 2 * 6
     drafted = sum(usage.drafted_tokens for usage in students)
     accepted = sum(usage.accepted_tokens for usage in students)
-    after = await settled(lambda: read(httpx2.get(f"{url}/metrics").text), drafted and before[0].drafted + drafted)
-    vllms, ours = (gained(*pair) for pair in zip(before, after, strict=True))
+    vllms, ours, calls = await settled(lambda: read(httpx2.get(f"{url}/metrics").text), drafted)
     assert vllms.accepted > 0
     assert ours == vllms
-    assert (drafted, accepted) == ((vllms.drafted, vllms.accepted) if BY_REQUEST else (0, 0))
+    assert (drafted, accepted) == (calls.drafted, calls.accepted)
+    if BY_REQUEST:
+        assert (drafted, accepted) == (vllms.drafted, vllms.accepted)
+        assert all(usage.drafted_tokens for usage in students)
+    else:
+        assert drafted == 0
+
+
+async def test_a_client_is_told_of_the_drafts_in_its_answer(server):
+    url, _ = server
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+    guided = await client.chat.completions.create(**asked(0))
+    plain = await client.chat.completions.create(**asked(3))
+    if BY_REQUEST:
+        told = guided.usage.gkt["student"]
+        assert 0 < told["accepted_tokens"] <= told["drafted_tokens"]
+        assert plain.metrics["speculative_decoding"]["num_draft_tokens"] > 0
+    else:
+        assert "drafted_tokens" not in guided.usage.gkt["student"]
