@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -36,14 +37,15 @@ QUICK = ("off", "speculation")
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(__doc__ or "", argv, more=_more, torch=False)
-    if find_spec("vllm") is None:
-        sys.exit("benchmarks.vllm: this Python has no vLLM; run: make .venv-vllm/.ready, then .venv-vllm/bin/python")
     if (options.target is None) != (options.draft is None):
         sys.exit("benchmarks.vllm: --target and --draft go together; give both, or none for the packaged models")
     models = Models(options.target, options.draft, options.distilled) if options.target else None
     names = options.only or (QUICK if options.quick else [name for name in PARTS if _can(name, models)])
     if wrong := [name for name in names if not _can(name, models)]:
         sys.exit(f"benchmarks.vllm: {wrong[0]} {_NEEDS[wrong[0]]}")
+    if find_spec("vllm") is None:
+        sys.exit("benchmarks.vllm: this Python has no vLLM; run: make .venv-vllm/.ready, then .venv-vllm/bin/python")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended on the way out
     merged = Report("vllm", options.quick, packages=PACKAGES)
     with tempfile.TemporaryDirectory() as work:
         setting = Setting(options.quick, Path(work), models, options.engine_arguments)

@@ -20,6 +20,10 @@ from benchmarks.vllm._host import EngineSettings, Job, Seen
 __all__ = ["Engine", "Side", "engines"]
 
 
+_PATIENCE_S = 20.0
+"""For an engine to end."""
+
+
 @dataclass(frozen=True)
 class Side:
     """One way of running vLLM."""
@@ -63,7 +67,7 @@ class Engine:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(20)
+            self._process.wait(_PATIENCE_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -72,6 +76,8 @@ class Engine:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_PATIENCE_S)  # what it dies of is printed last
             raise RuntimeError(
                 f"the engine {self.name!r} ended; the end of its log:\n{self._log.read_text(errors='replace')[-3000:]}"
             )

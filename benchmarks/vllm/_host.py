@@ -17,10 +17,10 @@ from typing import Any
 from gkt_plugins.speculation.counts import Counts
 from gkt_vllm.counters import counts_of
 
-__all__ = ["EngineSettings", "Job", "Seen"]
+__all__ = ["OURS", "THEIRS", "EngineSettings", "Job", "Seen", "counters"]
 
-_THEIRS = "vllm:spec_decode_num_"
-_OURS = "gkt_speculation_"
+THEIRS = "vllm:spec_decode_num_"
+OURS = "gkt_speculation_"
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,10 @@ async def _answer(engine: Any, job: Job, number: int) -> list[list[int]]:
     return await asyncio.gather(*(one(index, prompt) for index, prompt in enumerate(job.prompts)))
 
 
-def _counters(prefix: str) -> dict[str, list[float]]:
-    """This process's Prometheus counters whose names begin so."""
-    from prometheus_client import REGISTRY
-
+def counters(registry: Any, prefix: str) -> dict[str, list[float]]:
+    """Prometheus counters whose names begin so: the rest of the name → values, several only for counts by position."""
     found: dict[str, dict[int, float]] = {}
-    for metric in REGISTRY.collect():
+    for metric in registry.collect():
         if metric.name.startswith(prefix):
             for sample in metric.samples:
                 if sample.name.endswith("_total"):
@@ -143,7 +141,7 @@ async def _serve(settings: EngineSettings, replies: Any) -> None:
             seconds = time.perf_counter() - begun
             used = _processor_seconds() - used
             after = await _settled()
-            theirs, ours = (_gained(before[prefix], after[prefix]) for prefix in (_THEIRS, _OURS))
+            theirs, ours = (_gained(before[prefix], after[prefix]) for prefix in (THEIRS, OURS))
             replies.write(json.dumps(asdict(Seen(seconds, used, answers, theirs, ours))) + "\n")
     finally:
         engine.shutdown()
@@ -151,9 +149,11 @@ async def _serve(settings: EngineSettings, replies: Any) -> None:
 
 async def _settled() -> dict[str, dict[str, list[float]]]:
     """The counters once nothing is added any more: the last step's are recorded after its answers are handed out."""
+    from prometheus_client import REGISTRY
+
     found: dict[str, dict[str, list[float]]] = {}
     while True:
-        before, found = found, {prefix: _counters(prefix) for prefix in (_THEIRS, _OURS)}
+        before, found = found, {prefix: counters(REGISTRY, prefix) for prefix in (THEIRS, OURS)}
         if found == before:
             return found
         await asyncio.sleep(0.05)

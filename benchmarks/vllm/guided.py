@@ -34,7 +34,7 @@ from gkt_plugins.evaluation.statistics import median_estimate, share_estimate
 __all__ = ["run"]
 
 CLIENTS = 16
-TURNS, PROBLEMS = 3, 48
+TURNS, PROBLEMS = 3, 40
 """Turns, and problems of each."""
 MAX_TOKENS = 384
 PAIRS = 60

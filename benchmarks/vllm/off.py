@@ -25,7 +25,7 @@ MAX_TOKENS = 96
 def run(setting: Setting) -> Report:
     """With vLLM's statistics and without."""
     report = Report("off", setting.quick, packages=PACKAGES)
-    turns = 7 if setting.quick else 10
+    turns = 7 if setting.quick else 8
     sides = [
         side("absent", setting, setting.cheap, environment=NOT_INSTALLED),
         side("installed", setting, setting.cheap),

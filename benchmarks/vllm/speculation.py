@@ -45,11 +45,11 @@ def run(setting: Setting) -> Report:
     for name, bound in GOALS.items():
         if name not in running:
             continue
-        report.put_ratio(f"{name}_vs_native", *_rates(seen, name), at_least=bound)
+        report.put_ratio(f"{name}_vs_native", *rates(seen, name), at_least=bound)
         for temperature in TEMPERATURES:
             chosen = {condition: seen[condition] for condition in conditions if condition[0] == temperature}
-            report.put_ratio(f"{name}_vs_native_t{temperature:.0f}", *_rates(chosen, name))
-        report.put(f"{name}_greedy_equal", _equal(seen, name))
+            report.put_ratio(f"{name}_vs_native_t{temperature:.0f}", *rates(chosen, name))
+        report.put(f"{name}_greedy_equal", greedy_equal(seen, name))
     for (temperature, batch), by_side in seen.items():
         for name, every in by_side.items():
             key = f"{name}_%s_t{temperature:.0f}_b{batch}"
@@ -63,13 +63,13 @@ def _job(setting: Setting, turn: int, temperature: float, batch: int) -> Job:
     return Job(setting.some(BATCHES[batch], turn), batch, temperature, MAX_TOKENS)
 
 
-def _rates(seen: Conditions, name: str) -> tuple[list[float], list[float]]:
+def rates(seen: Conditions, name: str) -> tuple[list[float], list[float]]:
     """Tokens per second of all pairs: of this side, and of vLLM alone."""
     mine, theirs = ([one.rate for by_side in seen.values() for one in by_side[side]] for side in (name, "native"))
     return mine, theirs
 
 
-def _equal(seen: Conditions, name: str) -> float:
+def greedy_equal(seen: Conditions, name: str) -> float:
     """Share of the greedy answers that are vLLM's own, token for token."""
     pairs = [
         (mine, theirs)
