@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib.metadata import entry_points
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -103,6 +104,8 @@ def test_statistics_of_another_form_end_the_counting_and_not_the_server(logger_c
     assert shown(REGISTRY, "changed")["blocks"] == 0
 
 
-def test_the_entry_points_module_has_the_logger_and_knows_no_other_name():
+def test_vllm_finds_the_logger_by_the_name_gkt_and_its_module_knows_no_other(logger_class):
+    [point] = [point for point in entry_points(group="vllm.stat_logger_plugins") if point.name == "gkt"]
+    assert point.load() is logger_class
     with pytest.raises(AttributeError, match="GktStatLog'"):
         stat_logger.GktStatLog  # noqa: B018
