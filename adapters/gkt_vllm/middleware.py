@@ -7,7 +7,7 @@ goes to vLLM untouched, with a header that says so.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Awaitable, Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,9 @@ __all__ = ["GktMiddleware"]
 
 _ROUTES: Mapping[str, Route] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 """What can be guided."""
-_MAX_BODY_BYTES = 64 * 2**20
+_MAX_BODY_BYTES = 2**30
+_BODY_TIMEOUT_S = 600.0
+"""vLLM itself has no bounds for these."""
 _SHARED = frozenset({"frequency_penalty", "presence_penalty", "reasoning_effort", "verbosity"})
 """Options that a teacher may know; all others that OpenAI's API does not have are vLLM's own."""
 
@@ -56,7 +58,7 @@ class GktMiddleware:
             return
         began = time.perf_counter()
         try:
-            data = await read_body(scope, receive, max_bytes=_MAX_BODY_BYTES)
+            data = await read_body(scope, receive, max_bytes=_MAX_BODY_BYTES, timeout_s=_BODY_TIMEOUT_S)
             body = _object(data)
             epsilon = serving.bounds.check(wishes(body or {}))
         except ClientDisconnect:
@@ -91,8 +93,9 @@ class GktMiddleware:
         own, asked = _apart(asked)
         serving.transport.app = self._app
         token = under_way.set(UnderWay(scope, own, asked.request_id))
+        turn = Turn(serving.state, scope, receive, send, asked, serving.served, serving.client, began=began)
         try:
-            await finish(Turn(serving.state, scope, receive, send, asked, serving.served, serving.client, began=began))
+            await _in_flight(turn, finish(turn))
         finally:
             under_way.reset(token)
 
@@ -119,9 +122,20 @@ class GktMiddleware:
             headers = [*headers, (b"x-request-id", own_id.encode())]
         turn = Turn(serving.state, scope, receive, send, asked, serving.untouched, serving.client, began=began)
         inner = {**scope, "headers": headers}
-        await pass_through(
+        passing = pass_through(
             turn, self._app, inner, receive, role=serving.role, said=said, hides_usage=asking is not None
         )
+        await _in_flight(turn, passing)
+
+
+async def _in_flight(turn: Turn, work: Awaitable[None]) -> None:
+    """``work``, which answers ``turn``, counted while it is under way."""
+    metrics = turn.state.metrics
+    metrics.request_began(streamed=turn.asked.stream)
+    try:
+        await work
+    finally:
+        metrics.request_ended(streamed=turn.asked.stream)
 
 
 def _path(scope: Scope) -> str:

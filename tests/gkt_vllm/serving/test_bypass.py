@@ -142,8 +142,10 @@ async def test_a_client_that_leaves_ends_vllm_s_work_and_what_it_did_is_estimate
     server.vllm.stalls.set()
     async with server.client.stream("/v1/chat/completions", {**CHAT, "stream": True}) as reply:
         await anext(reply.events())
+        assert server.metric("gkt_requests_in_flight", mode="stream") == 1
         reply.disconnect()
         await asyncio.wait_for(server.vllm.left.wait(), 5)
+    assert server.metric("gkt_requests_in_flight", mode="stream") == 0
     [record] = server.records()
     assert (record.status, record.usage.estimated) == ("cancelled", True)
     assert record.usage.completion_tokens in (1, 2)
