@@ -16,6 +16,7 @@ import gkt_plugins
 from gkt_plugins.config import Config, SpeculationSection
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.exporting import GAMMA_FOR_AUTO, model_config, same_vocabulary
+from gkt_plugins.speculation.vocabulary import check_vocabularies
 from gkt_vllm.counters import count_each_request
 from gkt_vllm.frozen import FrozenFile, freeze
 from gkt_vllm.launch import unloaded
@@ -187,8 +188,13 @@ def _draft(
     options = speculation.drafter_options.model_dump()
     if own:
         filled |= _own_method(start, version)
+        if speculation.drafter == "model" and (folder := _draft_folder(config, options["draft"])) is not None:
+            _check_sizes(Path(model), folder)
     elif speculation.drafter == "model":
-        filled |= {"method": "draft_model", "model": _draft_folder(config, model, options["draft"])}
+        folder = _draft_folder(config, options["draft"])
+        if folder is not None and Path(model).is_dir():
+            same_vocabulary(Path(model), folder, "vLLM")
+        filled |= {"method": "draft_model", "model": str(folder or options["draft"])}
         filled |= {"draft_sample_method": "probabilistic"}
     elif speculation.drafter == "prompt_lookup":
         filled |= {"method": "ngram", "prompt_lookup_max": options["max_ngram"], "prompt_lookup_min": 1}
@@ -238,14 +244,21 @@ def _own_drafter(config: Config, start: Start) -> DrafterSettings | None:
     )
 
 
-def _draft_folder(config: Config, model: str, draft: str) -> str:
-    """Where the draft is: a folder of the configuration's, else a name for vLLM to find."""
+def _draft_folder(config: Config, draft: str) -> Path | None:
+    """Where the draft is, below the configuration's folder; None: ``draft`` is a name on the Hub."""
     folder = config.base_dir / draft
     if not folder.is_dir():
         if os.sep in draft and draft.startswith((".", os.sep)):
             raise ConfigError(f"speculation.draft names no folder: {str(folder)!r}; give the folder of a model")
-        return draft
+        return None
     model_config(folder, "draft")
-    if Path(model).is_dir():
-        same_vocabulary(Path(model), folder, "vLLM")
-    return str(folder.resolve())
+    return folder.resolve()
+
+
+def _check_sizes(target: Path, draft: Path) -> None:
+    """Our own drafter's, which pads or cuts a head; by the sizes, before any weight is loaded."""
+    if not target.is_dir():
+        return
+    sizes = model_config(target, "target").get("vocab_size"), model_config(draft, "draft").get("vocab_size")
+    if sizes[0] and sizes[1]:
+        check_vocabularies(*sizes)

@@ -137,6 +137,19 @@ def test_a_draft_with_another_vocabulary_is_refused_with_both_sizes(start, tmp_p
         start(f'[speculation]\ndrafter = "model"\ndraft = "{other}"')
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"), [("missing", "names no folder"), ("empty", "no config.json"), ("other", "more than padding")]
+)
+def test_the_draft_of_our_own_drafter_is_looked_at_before_anything_is_loaded(start, tmp_path, wrong, words):
+    for name in ("empty", "other"):
+        (tmp_path / name).mkdir()
+    config = json.loads((model_dir("draft") / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"vocab_size": 7 * config["vocab_size"]}))
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ConfigError, match=words):
+        start(f'[speculation]\ndrafter = "model"\ndraft = "./{wrong}"\n[vllm]\ndrafts_by = "gkt"')
+
+
 def test_a_release_that_was_not_tried_is_refused_unless_the_operator_lets_it_through(start):
     with pytest.raises(BackendError, match=r"vLLM 0\.99\.0 was not tried"):
         start("", version="0.99.0")
