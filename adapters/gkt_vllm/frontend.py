@@ -259,6 +259,6 @@ def _check_sizes(target: Path, draft: Path) -> None:
     """Our own drafter's, which pads or cuts a head; by the sizes, before any weight is loaded."""
     if not target.is_dir():
         return
-    sizes = model_config(target, "target").get("vocab_size"), model_config(draft, "draft").get("vocab_size")
-    if sizes[0] and sizes[1]:
-        check_vocabularies(*sizes)
+    size, drafts = model_config(target, "target").get("vocab_size"), model_config(draft, "draft").get("vocab_size")
+    if size and drafts:
+        check_vocabularies(size, drafts)
