@@ -47,7 +47,7 @@ integration_tests/node/node_modules: integration_tests/node/package-lock.json
 		(folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")'
 	touch $@
 
-# The tests of integration_tests/vllm on the other releases; its result is the table in docs/vllm.md.
+# The tests of integration_tests/vllm on the other releases; what comes of them is the table in docs/vllm.md.
 .venv-vllm-%/.ready: constraints/vllm-%.txt pyproject.toml
 	$(PYTHON) -m venv .venv-vllm-$*
 	.venv-vllm-$*/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -59,10 +59,12 @@ integration_tests/node/node_modules: integration_tests/node/package-lock.json
 		(folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: $*.0+cpu\n")'
 	touch $@
 
-matrix-vllm: .venv-vllm/.ready .venv-vllm-0.31/.ready .venv-vllm-0.28/.ready  ## the tests inside vLLM, on every release that was tried
-	.venv-vllm/bin/python -m pytest integration_tests/vllm
-	.venv-vllm-0.31/bin/python -m pytest integration_tests/vllm
-	.venv-vllm-0.28/bin/python -m pytest integration_tests/vllm
+matrix-vllm: setup .venv-vllm/.ready .venv-vllm-0.31/.ready .venv-vllm-0.28/.ready  ## the tests inside vLLM, on every release that was tried
+	rm -rf build/matrix-vllm
+	-.venv-vllm-0.28/bin/python -m pytest integration_tests/vllm --junitxml=build/matrix-vllm/0.28.xml
+	-.venv-vllm-0.31/bin/python -m pytest integration_tests/vllm --junitxml=build/matrix-vllm/0.31.xml
+	-.venv-vllm/bin/python -m pytest integration_tests/vllm --junitxml=build/matrix-vllm/0.32.xml
+	$(BIN)/python integration_tests/vllm/matrix.py build/matrix-vllm
 
 # TRL wants versions of its own, and datasets, which nothing here needs.
 .venv-trl/.ready: constraints/trl.txt
