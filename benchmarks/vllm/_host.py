@@ -49,8 +49,6 @@ class Seen:
     """What came of a job."""
 
     seconds: float
-    processor_seconds: float
-    """Of all of the engine's processes."""
     answers: list[list[int]]
     theirs: dict[str, list[float]] = field(default_factory=dict)
     """What vLLM's own counters of speculation gained: name → values, several only for counts by position."""
@@ -114,13 +112,6 @@ def counters(registry: Any, prefix: str) -> dict[str, list[float]]:
     return {name: [values[place] for place in sorted(values)] for name, values in found.items()}
 
 
-def _processor_seconds() -> float:
-    import psutil  # type: ignore[import-untyped]
-
-    own = psutil.Process()
-    return float(sum(sum(process.cpu_times()[:2]) for process in [own, *own.children(recursive=True)]))
-
-
 async def _serve(settings: EngineSettings, replies: Any) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -136,13 +127,12 @@ async def _serve(settings: EngineSettings, replies: Any) -> None:
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             number += 1
             job = Job(**json.loads(line))
-            before, used, begun = await _settled(), _processor_seconds(), time.perf_counter()
+            before, begun = await _settled(), time.perf_counter()
             answers = await _answer(engine, job, number)
             seconds = time.perf_counter() - begun
-            used = _processor_seconds() - used
             after = await _settled()
             theirs, ours = (_gained(before[prefix], after[prefix]) for prefix in (THEIRS, OURS))
-            replies.write(json.dumps(asdict(Seen(seconds, used, answers, theirs, ours))) + "\n")
+            replies.write(json.dumps(asdict(Seen(seconds, answers, theirs, ours))) + "\n")
     finally:
         engine.shutdown()
 

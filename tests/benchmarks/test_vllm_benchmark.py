@@ -28,7 +28,7 @@ def setting(tmp_path):
 
 
 def seen(tokens, seconds, **counted):
-    return Seen(seconds, seconds, [list(range(tokens))], **counted)
+    return Seen(seconds, [list(range(tokens))], **counted)
 
 
 def test_vllm_s_counters_and_ours_are_read_from_one_registry_and_compared_in_our_terms():
