@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gkt_plugins.demo.models import model_dir
+from gkt_vllm.launch import command
 
 MODEL = str(model_dir("teacher"))
 CONFIG = f"""
@@ -87,6 +88,22 @@ def test_every_way_of_vllm_turns_the_same_on(way, file):
 def test_other_plugins_sections_are_handed_through(file):
     engine_args = parsed(["--additional-config", json.dumps({"other": {"a": 1}, "gkt": {"config": str(file)}})])
     assert engine_args.create_engine_config().additional_config["other"] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["--additional-config", '{"other": {"a": 1}}'],
+        ['--additional-config={"other": {"a": 1}}'],
+        ["--additional-config.other.a", "1"],
+    ],
+)
+def test_what_gkt_vllm_serve_writes_is_understood_beside_other_sections(file, given):
+    written = command(file, None, [MODEL, *given])
+    made = parsed(written[written.index(MODEL) + 1 :]).create_engine_config()
+    assert made.speculative_config.method == "draft_model"
+    assert ("other" in made.additional_config) == bool(given)
 
 
 def test_a_path_in_the_section_starts_where_vllm_was_started(file, monkeypatch):
