@@ -170,6 +170,18 @@ def test_leniency_and_block_verification_exclude_each_other(start):
         started.check(SimpleNamespace(speculative_config=engine, use_v2_model_runner=True), serves=False, env={})
 
 
+def test_what_has_no_effect_in_this_engine_is_said_in_the_banner(start):
+    started = start(f'[speculation]\n{DRAFT}verifier = "block"')
+    engine = SimpleNamespace(rejection_sample_method="block")
+    started.check(SimpleNamespace(speculative_config=engine, use_v2_model_runner=False), serves=False, env={})
+    assert any("token by token instead of by block" in note for note in started.notes)
+
+
+def test_a_key_about_drafts_without_any_is_a_start_up_error(start):
+    with pytest.raises(ConfigError, match=r"vllm\.largest_batch is about drafts"):
+        start("[vllm]\nlargest_batch = 4")
+
+
 GUIDED = """
 [engines.large]
 adapter = "openai"
