@@ -1,10 +1,10 @@
 """Answers questions with vLLM's second model runner on a CPU, whose Triton kernels run under Triton's interpreter.
 
-Reads ``{"engines": {NAME: {"config": FILE, "options": {…}, "jobs": [JOB, …]}, …}, "chats": […], "verify": {…}}`` on
-standard input. A job has ``questions``, how many of the chats, ``temperature``, ``max_tokens``, ``extra_args``, a list
-that requests take in turn, and may have a ``regex``. The last line of standard output has the same names, with what
-came of each job. Run on its own, because the interpreter has to be chosen before Triton is imported; it says nothing
-about speed.
+Reads ``{"engines": {NAME: ENGINE, …}, "configurations": {NAME: ENGINE, …}, "chats": […], "verify": {…}}`` on standard
+input. An engine has ``config``, a file, ``options`` of vLLM's, and ``jobs``; configurations are made, and not run. Jobs
+have ``questions``, how many of the chats, ``temperature``, ``max_tokens``, ``extra_args``, a list that requests take in
+turn, and may have a ``regex``. The last line of standard output has the same names, with what came of each. Run on its
+own, because the interpreter has to be chosen before Triton is imported; it says nothing about speed.
 """
 
 from __future__ import annotations
@@ -114,16 +114,34 @@ def answer(llm: Any, chats: list[Any], job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def engine_options(engine: dict[str, Any]) -> dict[str, Any]:
+    """How vLLM's arguments are given, offline."""
+    from gkt_plugins.demo.models import model_dir
+
+    section = {"gkt": {"config": engine["config"]}}
+    fixed = {"model": str(model_dir("teacher")), "dtype": "float32", "enforce_eager": True, "max_model_len": 256}
+    return fixed | {"max_num_seqs": 16, "additional_config": section} | engine["options"]
+
+
+def configure(engine: dict[str, Any]) -> dict[str, Any]:
+    """What vLLM makes of the arguments, or the sentence that they are refused with; nothing is loaded."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from gkt_plugins.errors import ConfigError
+
+    try:
+        made = EngineArgs(**engine_options(engine)).create_engine_config()
+    except ConfigError as exc:
+        return {"refused": str(exc)}
+    assert made.use_v2_model_runner
+    return {"method": made.speculative_config.method, "asynchronous": made.scheduler_config.async_scheduling}
+
+
 def run(engine: dict[str, Any], chats: list[Any]) -> list[dict[str, Any]]:
     """What came of the jobs of one engine."""
     from vllm import LLM
 
-    from gkt_plugins.demo.models import model_dir
-
-    llm = LLM(
-        model=str(model_dir("teacher")), dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=16,
-        disable_log_stats=False, additional_config={"gkt": {"config": engine["config"]}}, **engine["options"],
-    )  # fmt: skip
+    llm = LLM(disable_log_stats=False, **engine_options(engine))
     try:
         assert llm.llm_engine.vllm_config.use_v2_model_runner
         return [answer(llm, chats[: job["questions"]], job) for job in engine["jobs"]]
@@ -133,12 +151,12 @@ def run(engine: dict[str, Any], chats: list[Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     prepare()
+    from second_runner_verify import verify
+
     work = json.load(sys.stdin)
     found: dict[str, Any] = {"engines": {name: run(engine, work["chats"]) for name, engine in work["engines"].items()}}
-    if "verify" in work:
-        from second_runner_verify import verify
-
-        found["verify"] = verify(**work["verify"])
+    found["configurations"] = {name: configure(engine) for name, engine in work["configurations"].items()}
+    found["verify"] = verify(**work["verify"])
     print(json.dumps(found))
 
 

@@ -73,6 +73,18 @@ if OURS_IS_THERE:
             "jobs": {"greedy": job(0.0), "sampled": job(1.0)},
         },
     }
+BY_BLOCK = {
+    "method": "draft_model",
+    "model": str(model_dir("draft")),
+    "num_speculative_tokens": 4,
+    "draft_sample_method": "probabilistic",
+    "rejection_sample_method": "block",
+}
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "our drafter": {"text": DRAFT + "[vllm]\n" + OURS},
+    "our drafter, steps ahead": {"text": DRAFT + "[vllm]\n" + OURS, "options": {"async_scheduling": True}},
+    "lenient, by block": {"text": DRAFT + LENIENT, "options": {"speculative_config": BY_BLOCK}},
+}
 LENIENT_ENGINES = [name for name, engine in ENGINES.items() if LENIENT in engine["text"]]
 
 TARGET = [1.0, 0.5, None, -1.0, 2.0, 0.0, -0.5, 0.3]
@@ -94,16 +106,20 @@ BLOCKS = [
 def found(tmp_path_factory: pytest.TempPathFactory, chats: list[Any]) -> Any:
     """What the second runner made of everything, in one process."""
     folder = tmp_path_factory.mktemp("second")
-    engines = {}
-    for i, (name, engine) in enumerate(ENGINES.items()):
-        (folder / f"{i}.toml").write_text(engine["text"])
-        jobs = list(engine["jobs"].values())
-        options = engine.get("options", {})
-        engines[name] = {"config": str(folder / f"{i}.toml"), "options": options, "jobs": jobs}
-    verify = {"target": TARGET, "draft": DRAFTED, "blocks": BLOCKS, "gamma": 3, "seed": 1}
+
+    def on_disk(entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        found = {}
+        for name, entry in entries.items():
+            config = folder / f"{len(list(folder.iterdir()))}.toml"
+            config.write_text(entry["text"])
+            jobs = list(entry.get("jobs", {}).values())
+            found[name] = {"config": str(config), "options": entry.get("options", {}), "jobs": jobs}
+        return found
+
+    work = {"engines": on_disk(ENGINES), "configurations": on_disk(CONFIGURATIONS), "chats": chats[:QUESTIONS]}
+    work["verify"] = {"target": TARGET, "draft": DRAFTED, "blocks": BLOCKS, "gamma": 3, "seed": 1}
     script = Path(__file__).with_name("second_runner.py")
-    work = json.dumps({"engines": engines, "chats": chats[:QUESTIONS], "verify": verify})
-    run = subprocess.run([sys.executable, script], input=work, capture_output=True, text=True, timeout=280)
+    run = subprocess.run([sys.executable, script], input=json.dumps(work), capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -161,6 +177,10 @@ def test_a_grammar_holds_under_strong_leniency(answered, engine):
     result = answered[engine]["grammar"]
     assert [text for text in result["texts"] if not re.fullmatch(REGEX, text)] == []
     assert result["counters"]["accepted_tokens"] > 0
+
+
+def test_leniency_beside_block_verification_is_refused(found):
+    assert "exclude each other" in found["configurations"]["lenient, by block"]["refused"]
 
 
 def softmax(logits: list[float | None]) -> list[float]:
@@ -255,6 +275,10 @@ def test_at_temperature_0_a_token_passes_within_epsilon_of_the_best(verified):
 
 if OURS_IS_THERE:
 
+    def test_our_drafter_takes_a_method_s_place_and_every_step_waits_for_the_one_before(found):
+        assert found["configurations"]["our drafter"] == {"method": "ngram_gpu", "asynchronous": False}
+        assert "remove --async-scheduling" in found["configurations"]["our drafter, steps ahead"]["refused"]
+
     def test_a_request_without_drafts_has_none_verified(answered):
         result = answered["our drafter"]["no drafts"]
         assert result["counters"]["drafts"] == result["counters"]["draft_tokens"] == 0
@@ -276,3 +300,8 @@ if OURS_IS_THERE:
         result = answered["our drafter, pressed"]["greedy"]
         assert result["counters"]["preemptions"] > 0
         assert min(result["drafted"]) > 0
+
+else:
+
+    def test_our_drafter_is_refused_because_this_release_has_no_place_for_it(found):
+        assert "runs on the second model runner of vLLM 0.32" in found["configurations"]["our drafter"]["refused"]
