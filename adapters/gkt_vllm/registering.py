@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
-from gkt_plugins.errors import GktError
+from gkt_plugins.errors import BackendError, GktError
 from gkt_vllm.patching import replace, replaced
 from gkt_vllm.section import SECTION, read_section
 
 __all__ = ["register"]
 
+_log = logging.getLogger("vllm.gkt")
+
+_unfit: str | None = None
+"""Why workers of this vLLM cannot be prepared, for whoever configures a section."""
+
 
 def register() -> None:
     """Entry point ``vllm.general_plugins``; vLLM calls it in the frontend, the engine and every worker.
 
-    :raises BackendError: this vLLM has other functions where ours go; nothing starts.
+    A vLLM that has other functions where ours go starts as if nothing of ours were installed; with a section it does
+    not start.
     """
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.worker.worker_base import WorkerBase
+    global _unfit
+    try:
+        from vllm.engine.arg_utils import EngineArgs
 
-    replace(EngineArgs, "create_engine_config", ("self",), _wrap_create_engine_config, "reading the gkt section")
-    replace(WorkerBase, "__init__", ("self", "vllm_config"), _wrap_worker, "preparing workers before they load a model")
+        replace(EngineArgs, "create_engine_config", ("self",), _wrap_create_engine_config, "reading the gkt section")
+    except (ImportError, BackendError) as exc:
+        _log.warning("gkt-plugins cannot work in this vLLM, and a gkt section would have no effect: %s", exc)
+        return
+    try:
+        from vllm.v1.worker.worker_base import WorkerBase
+
+        replace(
+            WorkerBase, "__init__", ("self", "vllm_config"), _wrap_worker, "preparing workers before they load a model"
+        )
+    except (ImportError, BackendError) as exc:
+        _unfit = f"{exc}"
 
 
 def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,6 +52,8 @@ def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., An
         context = args[0] if args else kwargs.get("usage_context")
         serves = context == UsageContext.OPENAI_API_SERVER
         try:
+            if _unfit is not None:
+                raise BackendError(f"workers of this vLLM cannot be prepared: {_unfit}")
             return _with_section(self, serves, lambda: original(self, *args, **kwargs))
         except GktError as exc:
             if serves:  # who starts a server reads one sentence, not the way through vLLM

@@ -1,0 +1,89 @@
+"""A vLLM that is not the one that was tried starts where nothing of ours is asked for, and only there."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from gkt_plugins.errors import BackendError
+from gkt_vllm import registering
+
+SECTION = {"gkt": {"config": "gkt.toml"}}
+
+
+class EngineArgs:
+    def __init__(self, additional_config: Any = None) -> None:
+        self.additional_config = additional_config
+
+    def create_engine_config(self, usage_context: Any = None) -> str:
+        return "made"
+
+
+class WorkerBase:
+    def __init__(self, vllm_config: Any) -> None:
+        self.vllm_config = vllm_config
+
+
+class OtherWorker:
+    def __init__(self, configuration: Any) -> None:
+        self.configuration = configuration
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``installed(engine_args, worker)``: a vLLM with these classes, or without one, in which we were registered."""
+
+    def installed(engine_args: type | None, worker: type | None) -> None:
+        names = ("vllm", "vllm.engine", "vllm.engine.arg_utils", "vllm.v1", "vllm.v1.worker", "vllm.usage")
+        for name in (*names, "vllm.v1.worker.worker_base", "vllm.usage.usage_lib"):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        context = type("UsageContext", (), {"OPENAI_API_SERVER": "server"})
+        for name, member, value in (
+            ("vllm.engine.arg_utils", "EngineArgs", engine_args and type("EngineArgs", (engine_args,), {})),
+            ("vllm.v1.worker.worker_base", "WorkerBase", worker and type("WorkerBase", (worker,), {})),
+            ("vllm.usage.usage_lib", "UsageContext", context),
+        ):
+            if value is not None:
+                setattr(sys.modules[name], member, value)
+        monkeypatch.setattr(registering, "_unfit", None)
+        registering.register()
+
+    return installed
+
+
+def made(**options: Any) -> Any:
+    args = sys.modules["vllm.engine.arg_utils"].EngineArgs(**options)
+    return args.create_engine_config()
+
+
+@pytest.mark.parametrize("worker", [WorkerBase, OtherWorker, None])
+def test_without_a_section_any_vllm_starts(installed, worker, caplog):
+    installed(EngineArgs, worker)
+    assert made() == "made"
+    assert made(additional_config={"other": {}}) == "made"
+    assert caplog.records == []
+
+
+def test_with_a_section_a_vllm_whose_workers_are_others_does_not_start(installed):
+    installed(EngineArgs, OtherWorker)
+    with pytest.raises(BackendError, match=r"cannot be prepared: .*takes \(self, configuration\) in this vLLM"):
+        made(additional_config=SECTION)
+
+
+def test_a_server_says_so_in_one_sentence(installed):
+    installed(EngineArgs, OtherWorker)
+    args = sys.modules["vllm.engine.arg_utils"].EngineArgs(SECTION)
+    with pytest.raises(SystemExit, match="gkt-plugins: workers of this vLLM cannot be prepared"):
+        args.create_engine_config("server")
+
+
+@pytest.mark.parametrize("engine_args", [None, type("EngineArgs", (), {})])
+def test_a_vllm_in_which_no_section_can_be_read_starts_with_a_warning(installed, caplog, engine_args):
+    with caplog.at_level(logging.WARNING, logger="vllm.gkt"):
+        installed(engine_args, WorkerBase)
+    [record] = caplog.records
+    assert "a gkt section would have no effect" in record.getMessage()
