@@ -163,6 +163,8 @@ def test_a_stream_says_the_same_and_several_choices_share_one_guidance(client, t
     assert texts == [whole.choices[0].message.content] * 2
     assert usage is not None
     assert usage.completion_tokens > 0
+    assert usage.gkt["teacher"]["completion_tokens"] > 0
+    assert usage.gkt["student"]["prompt_tokens"] > usage.prompt_tokens  # it reads the guidance too
     assert len(teacher.received) == before + 1
 
 
