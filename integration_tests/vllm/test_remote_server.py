@@ -37,6 +37,11 @@ model = "large"
 adapter = "openai"
 base_url = "{guided}/v1"
 model = "small"
+[engines.quiet]
+adapter = "openai"
+base_url = "{guided}/v1"
+model = "small"
+headers = {{ x-gkt-guidance-tokens = "0" }}
 [engines.large]
 adapter = "transformers"
 model = "{large}"
@@ -174,6 +179,19 @@ async def test_a_server_that_guides_is_a_teacher_like_any_other(opened):
         assert answer.guidance
         assert own.text.startswith(answer.guidance)
         assert answer.text[: len(own.text)] == own.text[: len(answer.text)]
+
+
+async def test_a_raw_prompt_is_guided_once_where_the_student_s_server_is_told_not_to_guide(opened):
+    """Nothing else tells it that a raw prompt has guidance at its end already."""
+    prompt = Prompt(text=f"{QUESTIONS[0]}\n")
+    answers = []
+    for names in (("plain", "quiet"), ("large", "small")):
+        async with opened(*names) as pipeline:
+            answers.append(await pipeline.answer(prompt, sampling=Sampling(max_tokens=40)))
+    remote, local = answers
+    assert remote.guidance == local.guidance != ""
+    assert remote.text[: len(local.text)] == local.text[: len(remote.text)]
+    assert len(remote.text) > len(remote.guidance)
 
 
 @pytest.mark.parametrize("names", [("plain", "guided"), ("plain", "plain"), (None, "guided")])
