@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -48,6 +49,7 @@ _bound: dict[int, Leniency] = {}
 def bind(vllm_config: object, leniency: Leniency) -> None:
     """Make the engine of ``vllm_config`` lenient."""
     _bound[id(vllm_config)] = leniency
+    weakref.finalize(vllm_config, _bound.pop, id(vllm_config), None)  # another engine may get the same identity
 
 
 @contextmanager

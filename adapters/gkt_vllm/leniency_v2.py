@@ -64,7 +64,7 @@ _now: ContextVar[SlotLeniency | None] = ContextVar("gkt_lenient_slots", default=
 def bind(vllm_config: object, leniency: Leniency) -> None:
     """Make the engine of ``vllm_config`` lenient."""
     _bound[id(vllm_config)] = leniency
-    weakref.finalize(vllm_config, _bound.pop, id(vllm_config), None)
+    weakref.finalize(vllm_config, _bound.pop, id(vllm_config), None)  # another engine may get the same identity
 
 
 @contextmanager
