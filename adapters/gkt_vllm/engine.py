@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -55,6 +56,8 @@ class OfflineEngine:
 
     def __init__(self, options: VllmOptions, context: BuildContext) -> None:
         """Start it, which takes its time. :raises ConfigError: vLLM refuses the model or an argument."""
+        # Its log goes to standard output otherwise, which is the program's own: 'gkt run --json' answers there.
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         require("vllm", extra="vllm")
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.exceptions import VLLMError

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from contextlib import aclosing
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gkt_plugins.accounting.records import read_records
 from gkt_plugins.config import load_config
 from gkt_plugins.contracts import BuildContext, Call, Prompt, Sampling
 from gkt_plugins.demo.models import model_dir
@@ -106,6 +110,33 @@ async def test_two_engines_in_this_process_answer_as_the_same_models_of_transfor
             assert usage.prompt_tokens == there.usage[role].prompt_tokens
             assert usage.completion_tokens == there.usage[role].completion_tokens
     assert {choice.finish_reason for answer in answers[0] for choice in answer.choices} == {"length", "stop"}
+
+
+def test_a_file_of_requests_is_answered_with_drafts_and_standard_output_is_the_summary_s_alone(tmp_path):
+    section = ENGINE_ARGS.replace(" }", ', additional_config = { gkt = { config = "gkt.toml" } } }')
+    (tmp_path / "gkt.toml").write_text(
+        f'[engines.here]\nadapter = "vllm"\nmodel = "{model_dir("teacher")}"\nengine_args = {section}\n'
+        f'[pipelines.default]\nstudent = "here"\n'
+        f'[speculation]\ndrafter = "model"\ndraft = "{model_dir("distilled")}"\ngamma = 4\n'
+        '[prices.teacher]\nper_hour = "10.00"\n'
+    )
+    lines = [
+        {"custom_id": f"{number}", "method": "POST", "url": "/v1/chat/completions",
+         "body": {"model": "gkt/default", "messages": [{"role": "user", "content": question}], "max_tokens": 32}}
+        for number, question in enumerate(QUESTIONS)
+    ]  # fmt: skip
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = subprocess.run(
+        [sys.executable, "-m", "gkt_plugins.cli", "run", "-i", "in.jsonl", "-o", "out.jsonl", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads(done.stdout)
+    assert summary["answered"] == len(QUESTIONS)
+    assert "drafts by model, 4 tokens a block" in done.stderr  # vLLM's log
+    records = list(read_records(f"sqlite:///{tmp_path}/gkt.db"))
+    assert len(records) == len(QUESTIONS)
+    assert all(record.usage.completion_tokens == 32 and record.cost_nano for record in records)
 
 
 def test_a_model_that_vllm_does_not_take_is_one_sentence_with_the_engine_s_name(tmp_path):
