@@ -44,7 +44,7 @@ ROWS = (
         ("own_drafter", "traffic"),
         "V1",
     ),
-    Row("drafts end at `largest_batch`", ("largest_batch",), "V1"),
+    Row("n-grams; drafts end at `largest_batch`", ("largest_batch",), "V1"),
     Row("all of that on the second runner, under Triton's interpreter", ("second_runner",), "V2"),
     Row(
         "guidance in the server, with the official client and two API servers",

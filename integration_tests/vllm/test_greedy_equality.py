@@ -19,7 +19,6 @@ DRAFT = f'[speculation]\ndrafter = "model"\ndraft = "{model_dir("draft")}"\n'
 DISTILLED = DRAFT.replace(str(model_dir("draft")), str(model_dir("distilled")))
 HOOKS = {
     "vLLM's draft model": DRAFT + "gamma = 4",
-    "vLLM's n-grams": '[speculation]\ndrafter = "prompt_lookup"\nmax_ngram = 2\ngamma = 4',
     "our drafter": DRAFT + 'gamma = 4\n[vllm]\ndrafts_by = "gkt"',
     "our drafter, automatic": DRAFT + 'gamma = "auto"\n[vllm]\ndrafts_by = "gkt"',
     "leniency allowed, none asked": DRAFT + "gamma = 4\n[vllm]\nmax_leniency = 0.1",

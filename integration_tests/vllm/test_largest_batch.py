@@ -44,3 +44,14 @@ def test_batches_beyond_the_largest_one_have_no_drafts(asked):
 
 def test_answers_are_the_same_with_drafts_and_without(asked):
     assert asked[8][0] == asked[4][0] == asked[12][0]
+
+
+def test_answers_are_the_same_with_vllms_n_grams(asked, open_engine, chats, counters):
+    from vllm import SamplingParams
+
+    with open_engine('[speculation]\ndrafter = "prompt_lookup"\nmax_ngram = 2\ngamma = 4') as llm:
+        answers = llm.chat(
+            chats[:24], SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True), use_tqdm=False
+        )
+        assert counters(llm)["accepted_tokens"] > 0
+    assert [list(one.outputs[0].token_ids) for one in answers] == asked[4][0]
