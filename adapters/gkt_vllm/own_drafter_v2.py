@@ -116,7 +116,8 @@ class OwnSpeculator:
         self._drafted = {}
         if block is not None and block.ids is not None:
             self._drafted = dict(zip(block.names, block.drafted, strict=True))
-            rows = torch.tensor([names.index(name) for name in block.names], device=self._device)
+            row_of = {name: row for row, name in enumerate(names)}
+            rows = torch.tensor([row_of[name] for name in block.names], device=self._device)
             ids[rows, : block.ids.shape[1]] = block.ids
             self._keep_logits(block, [slot_of[name] for name in block.names])
         return ids
