@@ -98,7 +98,8 @@ def page(payload: Mapping[str, Any]) -> str:
         "# vLLM",
         "",
         f"`.venv-vllm/bin/python -m benchmarks.vllm` · [vllm.json](vllm.json) · {setup['date']} · vLLM "
-        f"{versions['vllm']}, torch {versions['torch']} · {setup['machine']}, {setup['processors']} processors · {setup['seconds']} s",
+        f"{versions['vllm']}, torch {versions['torch']} · {setup['machine']}, "
+        f"{setup['processors']} processors · {setup['seconds']} s",
         "",
         "The CPU build of vLLM, first model runner, float32, without compilation (which changes no rate here), one "
         "thread for each engine's arithmetic. All engines of a part are alive at the same time and one at a time "
