@@ -45,7 +45,7 @@ ROWS = (
         "V1",
     ),
     Row("n-grams; drafts end at `largest_batch`", ("largest_batch",), "V1"),
-    Row("all of that on the second runner, under Triton's interpreter", ("second_runner",), "V2"),
+    Row("drafts and leniency on the second runner, under Triton's interpreter", ("second_runner",), "V2"),
     Row(
         "guidance in the server, with the official client and two API servers",
         ("guided_server", "served_models"),
@@ -56,7 +56,7 @@ ROWS = (
     Row("`gkt export --to vllm`, and a server to distil from", ("export", "distill_from_server"), "any"),
     Row(
         "every way in; nothing without a section; bad input in one sentence",
-        ("ways_in", "bad_input", "second_runner_start"),
+        ("ways_in", "bad_input"),
         "any",
     ),
 )
