@@ -38,11 +38,11 @@ _PARTS = {
         "The teacher is the expensive target on a vLLM server without the plugin; the student is the packaged one, on "
         "a vLLM server that the section guides by that teacher, with {guidance_tokens} tokens. {clients} clients ask "
         "streams, each at once after its last, {problems} held-out problems in {turns} turns, temperature 0, at most "
-        "{max_tokens} tokens. Teacher and student share two cores, as the clients do. What guided clients wait for is "
-        "the teacher reading their prompts: they come back so much sooner that it reads several times as many per "
-        "second. Prices are those of `gkt demo`. Overhead: {pairs} pairs, one client, {overhead_tokens} tokens of a "
-        "teacher that takes 50 ms and {overhead_tokens} of the student, against a client that makes both calls "
-        "itself, the second to the student's model on a server without the plugin.",
+        "{max_tokens} tokens. Teacher and student share two cores, as the clients do. Guided clients "
+        "come back so much sooner that the teacher reads several times as many prompts per second, and their first "
+        "text waits for that: compare the two means, of the clients and of the teacher's own counter. Prices are those "
+        "of `gkt demo`. Overhead: {pairs} pairs, one client, {overhead_tokens} tokens of a teacher that takes 50 ms "
+        "and {overhead_tokens} of the student, against a client that makes both calls itself, the second to the student's model on a server without the plugin.",
     ),
 }
 
@@ -62,6 +62,8 @@ _NOTES = {
     r"guided_rps_ratio": "requests per second, guided student / teacher alone",
     r"(teacher|guided|student)_first_p50_ms": "until a client has the first text",
     r"(teacher|guided|student)_cost_per_1000": "currency units",
+    r"guided_first_mean_ms": "until a client of the guided server has the first text",
+    r"guided_teacher_first_mean_ms": "of that, until the teacher's server has its first token, by its own counter",
     r"guided_share": "of the guided server's answers, those that the teacher began",
 }
 
@@ -101,7 +103,7 @@ def page(payload: Mapping[str, Any]) -> str:
         f"{versions['vllm']}, torch {versions['torch']} · {setup['machine']}, "
         f"{setup['processors']} processors · {setup['seconds']} s",
         "",
-        "The CPU build of vLLM, first model runner, float32, without compilation (which changes no rate here), one "
+        "The CPU build of vLLM, first model runner, float32, without compilation, one "
         "thread for each engine's arithmetic. All engines of a part are alive at the same time and one at a time "
         "computes, in rotating order; every ratio is the median over pairs that ran next to each other, with its "
         "bootstrap interval. The expensive target is the packaged teacher at 117 M parameters, with the same logits. "

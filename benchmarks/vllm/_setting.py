@@ -104,7 +104,7 @@ def side(name: str, setting: Setting, model: str, *, environment: Mapping[str, s
          with_mend: bool = False, **arguments: Any) -> Side:  # fmt: skip
     """An engine of ``model`` with more of vLLM's own ``arguments``.
 
-    By default without compilation: it starts in a third of the time, and on a CPU the rates were the same.
+    By default without compilation: it starts in a third of the time.
     """
     own = {"model": model, "dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 16}
     settings = EngineSettings({**own, **setting.engine_arguments, **arguments}, with_mend)

@@ -5,6 +5,7 @@ on a vLLM server whose section guides it by that teacher. 16 clients ask streams
 
 - ``guided_rps_ratio``           requests per second, guided student / teacher alone
 - ``…_rps``, ``…_first_p50_ms``  requests per second; until the first text, over all clients; also ``_p99_ms``
+- ``guided_teacher_first_mean_ms``  what the teacher's server itself counts until its first token, while it guides
 - ``…_accuracy``, ``…_cost_per_1000``  right answers to held-out problems, and what they cost
 - ``guidance_overhead_p50_ms``   one client; guided answer − a client that makes both calls itself, to a teacher that
                                  takes 50 ms and to a student's server without the plugin
@@ -15,9 +16,11 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from statistics import mean, median
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks._models import held_out
 from benchmarks._report import Report
@@ -78,13 +81,17 @@ async def _load(report: Report, urls: dict[str, str]) -> None:
     chats: dict[str, list[list[Chat]]] = {name: [] for name in models}
     for name, model in models.items():
         await ask(urls[name], model, held_out(CLIENTS, first=10_000), clients=CLIENTS, max_tokens=32)  # warm
+    guiding = FirstTokens()
     for turn in range(TURNS):
         part = problems[turn * PROBLEMS : (turn + 1) * PROBLEMS]
         names = list(models)[turn % len(models) :] + list(models)[: turn % len(models)]
         for name in names:
+            before = _first_tokens(urls["teacher"])
             seconds, answers = await ask(urls[name], models[name], part, clients=CLIENTS, max_tokens=MAX_TOKENS)
             rates[name].append(len(part) / seconds)
             chats[name].append(answers)
+            if name == "guided":
+                guiding += _first_tokens(urls["teacher"]) - before
     report.put_ratio("guided_rps_ratio", rates["guided"], rates["teacher"])
     for name in models:
         first_ms = [[1000 * chat.first_s for chat in answers] for answers in chats[name]]
@@ -93,9 +100,38 @@ async def _load(report: Report, urls: dict[str, str]) -> None:
         for quantile in (50, 99):
             report.put_estimate(f"{name}_first_p{quantile}_ms", quantile_estimate(first_ms, quantile))
         _quality(report, name, problems, every)
+    report.put("guided_first_mean_ms", 1000 * mean(chat.first_s for answers in chats["guided"] for chat in answers))
+    report.put("guided_teacher_first_mean_ms", 1000 * guiding.seconds / guiding.requests)
     routes = [chat.route for answers in chats["guided"] for chat in answers]
     report.put("guided_share", sum(route in ("guided", "teacher") for route in routes) / len(routes))
     report.goal("guided_share", ">=", 1.0)
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """vLLM's own count of how long requests waited for their first token."""
+
+    seconds: float = 0.0
+    requests: float = 0.0
+
+    def __add__(self, other: FirstTokens) -> FirstTokens:
+        return FirstTokens(self.seconds + other.seconds, self.requests + other.requests)
+
+    def __sub__(self, other: FirstTokens) -> FirstTokens:
+        return FirstTokens(self.seconds - other.seconds, self.requests - other.requests)
+
+
+def _first_tokens(url: str) -> FirstTokens:
+    """Of all requests to the server so far."""
+    page = httpx2.get(f"{url.removesuffix('/v1')}/metrics").raise_for_status().text
+    name = "vllm:time_to_first_token_seconds"
+    samples = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(page)
+        if family.name == name
+        for sample in family.samples
+    }
+    return FirstTokens(samples[f"{name}_sum"], samples[f"{name}_count"])
 
 
 def _quality(report: Report, name: str, problems: list[Problem], chats: list[Chat]) -> None:
