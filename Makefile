@@ -80,11 +80,12 @@ matrix-vllm: setup .venv-vllm/.ready .venv-vllm-0.31/.ready .venv-vllm-0.28/.rea
 	.venv-litellm/bin/python -m pip install --quiet --constraint constraints/litellm.txt 'litellm[proxy]'
 	touch $@
 
-benchmarks: setup .venv-trl/.ready .venv-litellm/.ready  ## every benchmark, the quick form (minutes each)
+benchmarks: setup .venv-vllm/.ready .venv-trl/.ready .venv-litellm/.ready  ## every benchmark, the quick form (minutes each)
 	$(BIN)/python -m benchmarks.guidance --quick
 	$(BIN)/python -m benchmarks.decoding --quick
 	$(BIN)/python -m benchmarks.distillation --quick
 	$(BIN)/python -m benchmarks.gateway --quick
+	.venv-vllm/bin/python -m benchmarks.vllm --quick
 
 clean:           ## environments and outputs
 	rm -rf .venv .venv-vllm .venv-vllm-0.28 .venv-vllm-0.31 .venv-trl .venv-litellm demo-out build dist

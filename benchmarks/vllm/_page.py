@@ -42,7 +42,8 @@ _PARTS = {
         "come back so much sooner that the teacher reads several times as many prompts per second, and their first "
         "text waits for that: compare the two means, of the clients and of the teacher's own counter. Prices are those "
         "of `gkt demo`. Overhead: {pairs} pairs, one client, {overhead_tokens} tokens of a teacher that takes 50 ms "
-        "and {overhead_tokens} of the student, against a client that makes both calls itself, the second to the student's model on a server without the plugin.",
+        "and {overhead_tokens} of the student, against a client that makes both calls itself, the second to the "
+        "student's model on a server without the plugin.",
     ),
 }
 
