@@ -1,7 +1,7 @@
 """What the plugin costs and brings inside vLLM, on a CPU, with the packaged models.
 
 Run by the Python that has vLLM: ``.venv-vllm/bin/python -m benchmarks.vllm``. The parts are the modules of this
-package: off, speculation, distilled, guided. A full run (15 minutes on 2 idle cores) writes ``vllm.json`` and
+package: off, speculation, distilled, guided. A full run (17 minutes on 2 idle cores) writes ``vllm.json`` and
 ``vllm.md`` to ``--results``; ``--quick`` (off, and on against vLLM's own drafts; 5 minutes) and ``--only`` print the
 object alone.
 """

@@ -31,7 +31,8 @@ _PARTS = {
         "time and {turns} turns of 16 prompts, {at_once} at once, {max_new_tokens} tokens each. Both are asked for "
         "{gamma} tokens a block; for the speed, the undistilled draft also ran with {short_gamma}, and the better of "
         "the two is what the distilled one is held against. Block efficiencies are vLLM's own counters, mapped to our "
-        "terms.",
+        "terms. The demo target has a wording of its own, which only the distilled draft has seen; a target without "
+        "one leaves far less to gain ([results](README.md), `plain_target_gain`).",
     ),
     "guided": (
         "A guided student",
