@@ -30,7 +30,7 @@ def examine_vllm(config: Config, env: Mapping[str, str]) -> Sequence[Finding]:
     findings += [_entry_point(group) for group in _GROUPS]
     findings.append(_variable(env))
     section = GktSection(config=str(config.source or "gkt.toml"))
-    given = decide(section, "", None, version)
+    given = decide(section, None, None, version)
     findings.append(Finding("turns on", "; ".join(given.active) or "nothing but accounting", True))
     findings += [Finding("differs", note, False) for note in given.notes if note != warning]
     return findings

@@ -110,10 +110,10 @@ class Start:
         return None if self.section.workers is None else self.section.workers.leniency
 
 
-def decide(section: GktSection, model: str, speculative_config: object, version: str) -> Start:
+def decide(section: GktSection, model: str | None, speculative_config: object, version: str) -> Start:
     """Read the file that ``section`` names, and decide.
 
-    :param model: the target, as vLLM was given it: a folder, or a name on the Hub.
+    :param model: the target, as vLLM was given it: a folder, or a name on the Hub. None: it is not known yet.
     :param speculative_config: what the operator gave on vLLM's own command line; it goes before the file.
     :raises ConfigError: the file is wrong, or asks for what vLLM cannot do.
     :raises BackendError: this vLLM was not tried.
@@ -127,11 +127,12 @@ def decide(section: GktSection, model: str, speculative_config: object, version:
     leniency = None
     if config.speculation is not None:
         leniency = _leniency(config, config.speculation)
-        _draft(start, config, config.speculation, model, speculative_config, version)
+        target = Path(model) if model is not None and Path(model).is_dir() else None
+        _draft(start, config, config.speculation, target, speculative_config, version)
         if leniency is not None:
-            start.active.append(
-                f"lenient verification, {leniency.rule} {leniency.epsilon:g}, at least {leniency.least:g}"
-            )
+            usual = "exact" if leniency.epsilon == 1 else f"epsilon {leniency.epsilon:g}"
+            asked = f", down to {leniency.least:g} where a request asks" if leniency.least < leniency.epsilon else ""
+            start.active.append(f"lenient verification by the rule {leniency.rule}: {usual}{asked}")
     if name := guided_pipeline(config, section):
         start.guided = True
         start.active.append(f"guidance, pipelines.{name} by {config.pipelines[name].teacher}")
@@ -168,7 +169,7 @@ def _draft(
     start: Start,
     config: Config,
     speculation: SpeculationSection,
-    model: str,
+    target: Path | None,
     speculative_config: object,
     version: str,
 ) -> None:
@@ -189,11 +190,11 @@ def _draft(
     if own:
         filled |= _own_method(start, version)
         if speculation.drafter == "model" and (folder := _draft_folder(config, options["draft"])) is not None:
-            _check_sizes(Path(model), folder)
+            _check_sizes(target, folder)
     elif speculation.drafter == "model":
         folder = _draft_folder(config, options["draft"])
-        if folder is not None and Path(model).is_dir():
-            same_vocabulary(Path(model), folder, "vLLM")
+        if folder is not None and target is not None:
+            same_vocabulary(target, folder, "vLLM")
         filled |= {"method": "draft_model", "model": str(folder or options["draft"])}
         filled |= {"draft_sample_method": "probabilistic"}
     elif speculation.drafter == "prompt_lookup":
@@ -255,9 +256,9 @@ def _draft_folder(config: Config, draft: str) -> Path | None:
     return folder.resolve()
 
 
-def _check_sizes(target: Path, draft: Path) -> None:
+def _check_sizes(target: Path | None, draft: Path) -> None:
     """Our own drafter's, which pads or cuts a head; by the sizes, before any weight is loaded."""
-    if not target.is_dir():
+    if target is None:
         return
     size, drafts = model_config(target, "target").get("vocab_size"), model_config(draft, "draft").get("vocab_size")
     if size and drafts:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from importlib import metadata
 
 import pytest
 
 from gkt_plugins.config import load_config
+from gkt_plugins.demo.models import model_dir
 from gkt_plugins.errors import GktError
 from gkt_vllm import doctor as vllm_doctor
 from gkt_vllm.versions import TRIED
@@ -58,6 +60,13 @@ def test_what_is_configured_is_decided_as_the_server_would(look):
     assert "gamma = 'auto'" in found["differs"].value
     with pytest.raises(GktError, match="names no folder"):
         look('[speculation]\ndrafter = "model"\ndraft = "./missing"')
+
+
+@pytest.mark.parametrize("drafts_by", ["vllm", "gkt"])
+def test_a_draft_in_a_folder_is_looked_at_though_the_target_is_not_known(look, drafts_by):
+    folder = json.dumps(str(model_dir("draft")))
+    found = look(f'[speculation]\ndrafter = "model"\ndraft = {folder}\n[vllm]\ndrafts_by = "{drafts_by}"')
+    assert "drafts by model" in found["turns on"].value
 
 
 def test_no_vllm_and_an_untried_one_are_errors(look):
