@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Literal
 
-import orjson
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope
 
@@ -21,7 +20,7 @@ from gkt_plugins.openai_wire.errors import error_body
 from gkt_plugins.openai_wire.forwarded import ForwardedCall
 from gkt_plugins.openai_wire.requests import Asked
 from gkt_plugins.openai_wire.streams import event as event_of
-from gkt_vllm.spoken import as_chunk, event_data, is_usage_alone
+from gkt_vllm.spoken import as_chunk, as_object, event_data, is_usage_alone
 
 __all__ = ["Replay", "as_asked", "asking_for_usage", "pass_through"]
 
@@ -207,7 +206,7 @@ class _Passage:
             await self._end(EngineError(f"vLLM answered with status {status}"), "upstream_failed")
         elif status >= 400:
             await self._end(EngineError(f"vLLM answered with status {status}", refused=True), "upstream_refused")
-        elif (found := _object(self._unread)) is not None:
+        elif (found := as_object(self._unread)) is not None:
             self._call.hear(as_chunk(found))
             await self._end()
         elif not self._receive.gone:  # where a client has gone vLLM ends the response with nothing
@@ -273,11 +272,3 @@ def _may_be_last(found: Mapping[str, Any]) -> bool:
     """Such an event waits for the next one, or for the record."""
     choices = as_chunk(found).get("choices")
     return choices == [] or any(choice.get("finish_reason") for choice in choices or ())
-
-
-def _object(data: bytes) -> Mapping[str, Any] | None:
-    try:
-        found = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) else None

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
 
-import orjson
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -26,7 +25,7 @@ from gkt_vllm.bounds import wishes
 from gkt_vllm.bypass import Replay, as_asked, asking_for_usage, pass_through
 from gkt_vllm.inner import UnderWay, under_way
 from gkt_vllm.serving import Serving
-from gkt_vllm.spoken import ADDRESSES
+from gkt_vllm.spoken import ADDRESSES, as_object
 
 __all__ = ["GktMiddleware"]
 
@@ -59,7 +58,7 @@ class GktMiddleware:
         began = time.perf_counter()
         try:
             data = await read_body(scope, receive, max_bytes=_MAX_BODY_BYTES, timeout_s=_BODY_TIMEOUT_S)
-            body = _object(data)
+            body = as_object(data)
             epsilon = serving.bounds.check(wishes(body or {}))
         except ClientDisconnect:
             return
@@ -141,14 +140,6 @@ async def _in_flight(turn: Turn, work: Awaitable[None]) -> None:
 def _path(scope: Scope) -> str:
     """Below the path that the server is mounted on, as vLLM's authentication sees it."""
     return str(scope.get("path", "")).removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
-
-
-def _object(data: bytes) -> Mapping[str, Any] | None:
-    try:
-        body = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None
-    return body if isinstance(body, dict) else None
 
 
 def _read(path: str, body: Mapping[str, Any] | None, scope: Scope, serving: Serving) -> Asked | str:

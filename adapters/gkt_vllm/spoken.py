@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["ADDRESSES", "as_chunk", "event_data", "is_usage_alone"]
+__all__ = ["ADDRESSES", "as_chunk", "as_object", "event_data", "is_usage_alone"]
 
 ADDRESSES = frozenset(
     {
@@ -28,11 +28,12 @@ def event_data(event: bytes) -> Mapping[str, Any] | None:
     """The object of a server-sent event; None where it has none."""
     for line in event.splitlines():
         if line.startswith(b"data:"):
-            return _object(line[5:])
+            return as_object(line[5:])
     return None
 
 
-def _object(data: bytes) -> Mapping[str, Any] | None:
+def as_object(data: bytes) -> Mapping[str, Any] | None:
+    """The JSON object that ``data`` is; None where it is none."""
     try:
         found = orjson.loads(data)
     except orjson.JSONDecodeError:
