@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from gkt_plugins.gateway.asides import beside
 from gkt_vllm.frozen import FrozenFile, digest_of
 
 __all__ = ["ConfigWatch"]
@@ -51,12 +52,8 @@ class ConfigWatch:
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
         """Look now and then while the block runs."""
-        task = asyncio.create_task(self._watch())
-        try:
+        async with beside([self._watch()]):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self) -> None:
         while True:

@@ -17,6 +17,7 @@ from gkt_plugins.accounting.budgets import Budget, utc_day
 from gkt_plugins.contracts import Engine, Forwarder, Preparable, PriceSource, Sampling
 from gkt_plugins.errors import ConfigError, EngineError
 from gkt_plugins.gateway.access import Access, Client
+from gkt_plugins.gateway.asides import beside
 from gkt_plugins.gateway.budgeting import Ladder
 from gkt_plugins.gateway.health import Readiness
 from gkt_plugins.gateway.limits import RateLimits
@@ -183,13 +184,8 @@ class GatewayState:
 async def _asking(students: Sequence[Engine]) -> AsyncIterator[None]:
     """Ask endpoints how they continue an answer while nobody waits for it; else the first guided request would."""
     distinct = {id(student): student for student in students}.values()
-    tasks = [asyncio.create_task(_prepared(student)) for student in distinct if isinstance(student, Preparable)]
-    try:
+    async with beside(_prepared(student) for student in distinct if isinstance(student, Preparable)):
         yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _prepared(student: Preparable) -> None:

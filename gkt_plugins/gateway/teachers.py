@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from gkt_plugins.contracts import Engine, Reachable
 from gkt_plugins.errors import EngineError
+from gkt_plugins.gateway.asides import beside
 
 __all__ = ["Teachers"]
 
@@ -31,17 +32,9 @@ class Teachers:
     async def watched(self, teachers: Iterable[Engine]) -> AsyncIterator[None]:
         """Look for ``teachers`` while the block runs, and never wait for them."""
         by_name = {teacher.name: teacher for teacher in teachers}
-        tasks = [
-            asyncio.create_task(self._find(name, teacher))
-            for name, teacher in by_name.items()
-            if isinstance(teacher, Reachable)
-        ]
-        try:
+        known = {name: teacher for name, teacher in by_name.items() if isinstance(teacher, Reachable)}
+        async with beside(self._find(name, teacher) for name, teacher in known.items()):
             yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _find(self, name: str, teacher: Reachable) -> None:
         while True:
