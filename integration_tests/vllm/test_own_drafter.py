@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gkt_plugins.demo.models import model_dir
 from gkt_plugins.speculation.verifiers import ExactVerifier
+from gkt_vllm import drafting
 from gkt_vllm.counters import counts_of
 
 GAMMA = 4
@@ -23,9 +26,8 @@ gamma = {GAMMA}
 [vllm]
 drafts_by = "gkt"
 """
-# Answers that are known beforehand are drafted: rightly and at once, or wrongly and slowly.
+# Answers that are known beforehand are drafted, rightly or wrongly; each token takes a twentieth of a step.
 PLUGIN = """
-import time
 import torch
 from gkt_plugins.contracts import Factory, Options, Proposal
 from gkt_plugins.hookspecs import hookimpl
@@ -33,12 +35,13 @@ from gkt_plugins.hookspecs import hookimpl
 GKT_CONTRACT = 1
 known = []
 right = False
+seconds = 0.0
 
 class Knowing:
     def propose(self, state, gamma):
         rows = [row[:length] for row, length in zip(state.token_ids.tolist(), state.lengths)]
-        if not right:
-            time.sleep(0.03)
+        global seconds
+        seconds += gamma / 20
         return Proposal(torch.tensor([self.after(row, gamma) for row in rows]), None)
 
     def after(self, row, gamma):
@@ -64,14 +67,18 @@ def llm(open_engine: Callable[..., Any]) -> Iterator[Any]:
 
 @pytest.fixture
 def knowing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An installed third party's plugin with a drafter ``knowing``."""
+    """An installed third party's plugin with a drafter ``knowing``, whose drafts alone take time."""
     info = tmp_path / "gkt_knowing-1.dist-info"
     info.mkdir()
     (tmp_path / "gkt_knowing.py").write_text(PLUGIN)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gkt-knowing\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[gkt_plugins]\nknowing = gkt_knowing\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    return importlib.import_module("gkt_knowing")
+    plugin = importlib.import_module("gkt_knowing")
+    steps = itertools.count()
+    # A clock that shows a second more at each look, so that what pays does not depend on what else the machine does.
+    monkeypatch.setattr(drafting, "time", SimpleNamespace(perf_counter=lambda: next(steps) + plugin.seconds))
+    return plugin
 
 
 @pytest.fixture(scope="module")
