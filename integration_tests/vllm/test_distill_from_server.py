@@ -72,7 +72,7 @@ def gkt(folder: Path, *arguments: str) -> Any:
     """What a command says with ``--json``."""
     done = subprocess.run(
         [TRAINER, "-m", "gkt_plugins.cli", *arguments, "--json"], cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False, timeout=240,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False, timeout=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

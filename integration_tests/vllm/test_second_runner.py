@@ -119,7 +119,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, chats: list[Any]) -> Any:
     work = {"engines": on_disk(ENGINES), "configurations": on_disk(CONFIGURATIONS), "chats": chats[:QUESTIONS]}
     work["verify"] = {"target": TARGET, "draft": DRAFTED, "blocks": BLOCKS, "gamma": 3, "seed": 1}
     script = Path(__file__).with_name("second_runner.py")
-    run = subprocess.run([sys.executable, script], input=json.dumps(work), capture_output=True, text=True, timeout=280)
+    run = subprocess.run([sys.executable, script], input=json.dumps(work), capture_output=True, text=True, timeout=800)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
 

@@ -200,6 +200,6 @@ every = 60
 """
     )
     command = [str(MAIN), "-m", "gkt_plugins.cli", "distill", "--from-traffic", str(traffic)]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=800)
     before, after = (accepted_per_block(draft, chats[:100]) for draft in (model_dir("draft"), tmp_path / "out"))
     assert after > 1.3 * before

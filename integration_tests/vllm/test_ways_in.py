@@ -120,7 +120,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]
     script = Path(__file__).with_name("without_section.py")
     environment = {**os.environ, "GKT_CONFIG": str(file), "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "DEBUG"}
     result = file.with_name("result.json")
-    run = subprocess.run([sys.executable, script, result], env=environment, capture_output=True, text=True, timeout=280)
+    run = subprocess.run([sys.executable, script, result], env=environment, capture_output=True, text=True, timeout=800)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(result.read_text()), run.stdout + run.stderr
 
