@@ -37,7 +37,7 @@ Open = Callable[..., Any]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A guard against what hangs: engines start, and Triton's interpreter works, several times slower on a busy machine."""
+    """A guard against what hangs: on a busy machine engines start, and Triton is interpreted, several times slower."""
     for item in items:
         item.add_marker(pytest.mark.timeout(900))
 
