@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gkt_plugins.testing.plugins import write_distribution
+
 DUMMY = Path(__file__).parent / "dummy_plugin"
 
 GREETING = """\
@@ -55,16 +57,6 @@ def run(installed, tmp_path):
 @pytest.fixture
 def gkt(run) -> Gkt:
     return lambda *arguments, **kwargs: run("-c", "from gkt_plugins.cli import main; main()", *arguments, **kwargs)
-
-
-def distribution(folder: Path, name: str, module: str, code: str) -> Path:
-    """Put a distribution with one plugin module into ``folder``, as an installer would leave it."""
-    info = folder / f"{name.replace('-', '_')}-0.1.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text(f"[gkt_plugins]\n{name} = {module}\n")
-    (folder / f"{module}.py").write_text(code)
-    return folder
 
 
 CLASHING = """
@@ -170,7 +162,7 @@ def test_off_leaves_it_out_and_blocking_does_too(gkt, tmp_path):
 )
 def test_one_that_does_not_load_is_named_and_left_out_and_fatal_when_strict(gkt, tmp_path, code, reason):
     (tmp_path / "gkt.toml").write_text(GREETING)
-    beside = distribution(tmp_path / "beside", "gkt-other", "gkt_other", code)
+    beside = write_distribution(tmp_path / "beside", "gkt-other", "gkt_other", code)
     info = listed(gkt("plugins", "--json", beside=beside))["gkt-other"]
     assert info["status"] == "failed"
     assert reason in str(info["reason"])
@@ -185,7 +177,7 @@ def test_one_that_does_not_load_is_named_and_left_out_and_fatal_when_strict(gkt,
 
 
 def test_blocking_one_of_two_that_clash_lets_the_other_in(gkt, tmp_path):
-    beside = distribution(tmp_path / "beside", "gkt-other", "gkt_other", CLASHING)
+    beside = write_distribution(tmp_path / "beside", "gkt-other", "gkt_other", CLASHING)
     infos = listed(gkt("plugins", "--json", beside=beside, GKT_PLUGINS_BLOCK="gkt-dummy"))
     assert (infos["gkt-dummy"]["status"], infos["gkt-other"]["status"]) == ("blocked", "loaded")
 

@@ -14,6 +14,7 @@ import pytest
 
 from gkt_plugins.demo.models import model_dir
 from gkt_plugins.errors import GktError
+from gkt_plugins.testing.plugins import write_distribution
 
 MODEL = str(model_dir("teacher"))
 DRAFT = f'[speculation]\ndrafter = "model"\ndraft = "{model_dir("draft")}"\n'
@@ -118,20 +119,18 @@ def test_a_release_that_was_not_tried_is_refused_unless_it_is_let_through(refuse
     assert made.speculative_config.method == "draft_model"
 
 
+STRICT = """
+from gkt_plugins.contracts import Factory
+from gkt_plugins.hookspecs import hookimpl
+GKT_CONTRACT = 1
+@hookimpl
+def gkt_verifiers():
+    return {"strict": Factory(lambda options, context: None, summary="accepts nothing")}
+"""
+
+
 def test_a_verifier_of_somebody_else_is_refused_because_vllm_verifies_itself(refused_file, tmp_path, monkeypatch):
-    (tmp_path / "gkt_strict.py").write_text(
-        "from gkt_plugins.contracts import Factory\n"
-        "from gkt_plugins.hookspecs import hookimpl\n"
-        "GKT_CONTRACT = 1\n"
-        "@hookimpl\n"
-        "def gkt_verifiers():\n"
-        "    return {'strict': Factory(lambda options, context: None, summary='accepts nothing')}\n"
-    )
-    installed = tmp_path / "gkt_strict-1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: gkt-strict\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text("[gkt_plugins]\nstrict = gkt_strict\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(str(write_distribution(tmp_path, "gkt-strict", "gkt_strict", STRICT)))
     message = refused_file(DRAFT + 'verifier = "strict"')
     assert "vLLM verifies drafts itself and cannot run the verifier 'strict'" in message
 

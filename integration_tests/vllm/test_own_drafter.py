@@ -14,6 +14,7 @@ import pytest
 
 from gkt_plugins.demo.models import model_dir
 from gkt_plugins.speculation.verifiers import ExactVerifier
+from gkt_plugins.testing.plugins import write_distribution
 from gkt_vllm import drafting
 from gkt_vllm.counters import counts_of
 
@@ -68,12 +69,7 @@ def llm(open_engine: Callable[..., Any]) -> Iterator[Any]:
 @pytest.fixture
 def knowing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An installed third party's plugin with a drafter ``knowing``, whose drafts alone take time."""
-    info = tmp_path / "gkt_knowing-1.dist-info"
-    info.mkdir()
-    (tmp_path / "gkt_knowing.py").write_text(PLUGIN)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gkt-knowing\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[gkt_plugins]\nknowing = gkt_knowing\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(write_distribution(tmp_path, "gkt-knowing", "gkt_knowing", PLUGIN)))
     plugin = importlib.import_module("gkt_knowing")
     steps = itertools.count()
     # A clock that shows a second more at each look, so that what pays does not depend on what else the machine does.

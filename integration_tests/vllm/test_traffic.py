@@ -17,6 +17,7 @@ import pytest
 from gkt_plugins.demo.models import model_dir
 from gkt_plugins.demo.problems import problems
 from gkt_plugins.distill.traffic import read_traffic
+from gkt_plugins.testing.plugins import write_distribution
 
 MAIN = Path(__file__).parents[2] / ".venv" / "bin" / "python"
 """Distillation has its own dependencies, which vLLM's environment does without."""
@@ -48,12 +49,7 @@ def gkt_trace(event):
 @pytest.fixture
 def observer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An installed third party's plugin that keeps every event it is told of."""
-    info = tmp_path / "gkt_watching-1.dist-info"
-    info.mkdir()
-    (tmp_path / "gkt_watching.py").write_text(OBSERVER)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gkt-watching\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[gkt_plugins]\nwatching = gkt_watching\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(write_distribution(tmp_path, "gkt-watching", "gkt_watching", OBSERVER)))
     return importlib.import_module("gkt_watching")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gkt_plugins.testing.plugins import write_distribution
 from gkt_vllm.own_drafter import OwnDrafter
 
 EOS = 2
@@ -155,12 +156,7 @@ def _sampling_params() -> Callable[..., Any]:
 @pytest.fixture
 def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module that is installed as a plugin: it has a drafter ``counting``, and observes traces."""
-    folder = tmp_path / "site"
-    info = folder / "gkt_counting-1.dist-info"
-    info.mkdir(parents=True)
-    (folder / "gkt_counting.py").write_text(PLUGIN)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gkt-counting\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[gkt_plugins]\ncounting = gkt_counting\n")
+    folder = write_distribution(tmp_path / "site", "gkt-counting", "gkt_counting", PLUGIN)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "gkt_counting", raising=False)
     return importlib.import_module("gkt_counting")
@@ -187,3 +183,15 @@ def open_runner(tmp_path: Path, third_party: Any) -> Callable[..., FakeRunner]:
         return FakeRunner(own)
 
     return open_runner
+
+
+@pytest.fixture
+def runner(open_runner: Callable[..., Any]) -> Any:
+    """One with what is usual."""
+    return open_runner()
+
+
+@pytest.fixture
+def drafter(runner: Any, third_party: Any) -> Any:
+    """The third party's, as ``runner`` built it."""
+    return third_party.built[-1]

@@ -12,17 +12,6 @@ from gkt_vllm.drafting import Drafting
 from gkt_vllm.section import DrafterSettings
 
 
-@pytest.fixture
-def runner(open_runner):
-    return open_runner()
-
-
-@pytest.fixture
-def drafter(runner, third_party):
-    """The third party's, as it was built."""
-    return third_party.built[-1]
-
-
 def test_requests_that_gained_a_token_are_drafted_for_and_those_still_read_are_not(runner):
     runner.add("a", [10, 11])
     runner.add("b", [20, 21])

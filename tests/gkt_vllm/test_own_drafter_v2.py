@@ -96,16 +96,6 @@ def open_runner(tmp_path, third_party, sampling_params) -> Callable[..., FakeRun
     return open_runner
 
 
-@pytest.fixture
-def runner(open_runner):
-    return open_runner()
-
-
-@pytest.fixture
-def drafter(runner, third_party):
-    return third_party.built[-1]
-
-
 def test_rows_get_the_drafts_of_their_own_slots_in_any_order(runner):
     runner.add("a", 3, [10])
     runner.add("b", 0, [20])
