@@ -46,9 +46,13 @@ def test_answers_are_the_same_with_drafts_and_without(asked):
     assert asked[8][0] == asked[4][0] == asked[12][0]
 
 
-def test_answers_are_the_same_with_vllms_n_grams(asked, open_engine, chats, counters):
+def test_answers_are_the_same_with_vllms_n_grams(asked, open_engine, chats, counters, monkeypatch):
+    """In a process of its own: n-grams load numba, beside which vLLM 0.32 opens no second engine (its CPU kernels'
+    ``_rebind_kernels`` takes llvmlite's ``lib.__dict__`` for a dictionary)."""
     from vllm import SamplingParams
 
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
     with open_engine('[speculation]\ndrafter = "prompt_lookup"\nmax_ngram = 2\ngamma = 4') as llm:
         answers = llm.chat(
             chats[:24], SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True), use_tqdm=False
