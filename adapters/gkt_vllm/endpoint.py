@@ -8,9 +8,7 @@ from argparse import Namespace
 from typing import Any
 
 from gkt_plugins.errors import BackendError, GktError
-from gkt_vllm.info import ADDRESS, About, Keys, info
-from gkt_vllm.middleware import GktMiddleware
-from gkt_vllm.section import read_section
+from gkt_vllm import has_section
 
 __all__ = ["GktEndpoint"]
 
@@ -23,8 +21,11 @@ class GktEndpoint:
 
     def attach_router(self, app: Any) -> None:
         """Before the server takes requests."""
-        if read_section(getattr(app.state.args, "additional_config", None)) is None:
+        if not has_section(getattr(app.state.args, "additional_config", None)):
             return
+        from gkt_vllm.info import ADDRESS, info
+        from gkt_vllm.middleware import GktMiddleware
+
         app.add_middleware(GktMiddleware)
         app.add_route(ADDRESS, info, methods=["GET"], include_in_schema=False)
 
@@ -34,7 +35,7 @@ class GktEndpoint:
         :raises SystemExit: with a sentence: they cannot be opened, or a worker did not load the plugin that reads the
             section.
         """
-        if read_section(args.additional_config) is None or engine_client is None:
+        if not has_section(args.additional_config) or engine_client is None:
             return
         try:
             await _open(engine_client, state, args)
@@ -45,6 +46,7 @@ class GktEndpoint:
 async def _open(engine_client: Any, state: Any, args: Namespace) -> None:
     import vllm
 
+    from gkt_vllm.info import About, Keys
     from gkt_vllm.serving import open_serving
     from gkt_vllm.started import last_start
 

@@ -17,6 +17,7 @@ from gkt_plugins.config import Config, SpeculationSection
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.exporting import GAMMA_FOR_AUTO, model_config, same_vocabulary
 from gkt_plugins.speculation.vocabulary import check_vocabularies
+from gkt_vllm import SECTION
 from gkt_vllm.counters import count_each_request
 from gkt_vllm.frozen import FrozenFile, freeze
 from gkt_vllm.launch import unloaded
@@ -28,7 +29,7 @@ from gkt_vllm.limits import (
     refuse_second_runner,
 )
 from gkt_vllm.pipelines import guided_pipeline
-from gkt_vllm.section import SECTION, DrafterSettings, GktSection, LeniencySettings, WorkerSettings
+from gkt_vllm.section import DrafterSettings, GktSection, LeniencySettings, WorkerSettings
 from gkt_vllm.versions import check_version, release
 
 __all__ = ["Start", "decide"]

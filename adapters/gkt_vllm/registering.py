@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gkt_plugins.errors import BackendError, GktError
+from gkt_vllm import has_section
 from gkt_vllm.patching import replace, replaced
-from gkt_vllm.section import SECTION, read_section
 
 __all__ = ["register"]
 
@@ -45,7 +45,7 @@ def register() -> None:
 
 def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if SECTION not in (self.additional_config or {}):
+        if not has_section(self.additional_config):
             return original(self, *args, **kwargs)
         from vllm.usage.usage_lib import UsageContext
 
@@ -68,6 +68,7 @@ def _with_section(engine_args: Any, serves: bool, create: Callable[[], Any]) -> 
     import vllm
 
     from gkt_vllm.frontend import decide
+    from gkt_vllm.section import read_section
     from gkt_vllm.started import remember
 
     section = read_section(engine_args.additional_config)
@@ -94,7 +95,7 @@ def _with_section(engine_args: Any, serves: bool, create: Callable[[], Any]) -> 
 
 def _wrap_worker(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it replaces one
-        if read_section(vllm_config.additional_config) is not None:
+        if has_section(vllm_config.additional_config):
             from gkt_vllm.workers import prepare
 
             prepare(vllm_config)

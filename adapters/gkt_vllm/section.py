@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict
 
 from gkt_plugins._problems import validate_options
 from gkt_plugins.errors import ConfigError
+from gkt_vllm import SECTION, has_section
 
-__all__ = ["SECTION", "DrafterSettings", "GktSection", "LeniencySettings", "WorkerSettings", "read_section"]
-
-SECTION = "gkt"
+__all__ = ["DrafterSettings", "GktSection", "LeniencySettings", "WorkerSettings", "read_section"]
 
 
 class _Frozen(BaseModel):
@@ -69,7 +68,7 @@ def read_section(additional_config: object) -> GktSection | None:
 
     :raises ConfigError: it is there and wrong; names the key.
     """
-    if not isinstance(additional_config, Mapping) or SECTION not in additional_config:
+    if not has_section(additional_config):
         return None
     table = additional_config[SECTION]
     if not isinstance(table, Mapping):

@@ -12,8 +12,8 @@ from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
+from gkt_vllm import has_section
 from gkt_vllm.counters import counts_of_step
-from gkt_vllm.section import read_section
 
 __all__ = ["AcceptanceCounters", "acceptance_counters"]
 
@@ -47,9 +47,12 @@ class AcceptanceCounters:
 
 def acceptance_counters(vllm_config: Any, engine_index: int) -> AcceptanceCounters | None:
     """None where nothing is to be counted: no ``gkt`` section, or no drafts."""
-    section = read_section(vllm_config.additional_config)
-    if section is None or vllm_config.speculative_config is None:
+    if not has_section(vllm_config.additional_config) or vllm_config.speculative_config is None:
         return None
+    from gkt_vllm.section import read_section
+
+    section = read_section(vllm_config.additional_config)
+    assert section is not None
     lenient = section.workers is not None and section.workers.leniency is not None
     model = vllm_config.model_config.served_model_name
     return AcceptanceCounters(model, engine_index, "lenient" if lenient else "exact")

@@ -132,7 +132,7 @@ def test_without_a_section_there_are_two_wraps_that_hand_everything_through(bare
         "vllm.engine.arg_utils.EngineArgs.create_engine_config",
         "vllm.v1.worker.worker_base.WorkerBase.__init__",
     ]
-    assert set(found[process]["modules"]) <= {"gkt_vllm.patching", "gkt_vllm.registering", "gkt_vllm.section"}
+    assert set(found[process]["modules"]) <= {"gkt_vllm.patching", "gkt_vllm.registering"}
 
 
 def test_without_a_section_nothing_of_ours_is_logged(bare):

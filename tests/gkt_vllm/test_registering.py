@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -79,6 +81,34 @@ def test_a_server_says_so_in_one_sentence(installed):
     args = sys.modules["vllm.engine.arg_utils"].EngineArgs(SECTION)
     with pytest.raises(SystemExit, match="gkt-plugins: workers of this vLLM cannot be prepared"):
         args.create_engine_config("server")
+
+
+def test_a_configuration_that_is_no_table_goes_to_vllm_as_it_came(installed):
+    installed(EngineArgs, WorkerBase)
+    assert made(additional_config=object()) == "made"  # a platform's plugin may bring a class of its own
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level packages, and modules of ours, that a fresh interpreter has loaded."""
+    report = "import sys, json; print(json.dumps([*sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
+    names = json.loads(done.stdout)
+    return {name if name.startswith("gkt_") else name.partition(".")[0] for name in names}
+
+
+def test_what_vllm_loads_in_every_process_is_pythons_own_and_a_few_files_of_ours():
+    loaded = modules_after("from gkt_vllm.registering import register") - modules_after("")
+    ours = {name for name in loaded if name.startswith("gkt_")}
+    assert ours == {"gkt_vllm", "gkt_vllm.registering", "gkt_vllm.patching", "gkt_plugins", "gkt_plugins.errors"}
+    assert loaded - ours <= set(sys.stdlib_module_names)
+
+
+def test_the_front_doors_plugin_loads_no_server_of_ours_without_a_section():
+    attach = (
+        "from types import SimpleNamespace as N\nfrom gkt_vllm.endpoint import GktEndpoint\n"
+        "GktEndpoint().attach_router(N(state=N(args=N(additional_config={'other': 1}))))"
+    )
+    assert not modules_after(attach) & {"sqlalchemy", "pydantic", "gkt_plugins.gateway", "gkt_vllm.serving"}
 
 
 @pytest.mark.parametrize("engine_args", [None, type("EngineArgs", (), {})])
