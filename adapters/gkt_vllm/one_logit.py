@@ -70,7 +70,8 @@ def lift(
     for value in sorted(set(values) - {1.0}):
         its = (epsilon == value) & (ids >= 0) & (before > -torch.inf)
         wanted = torch.maximum(rule(p, value), p).clamp(max=_ALMOST_ONE)
-        raised = torch.where(p < _ALMOST_ONE, before + wanted.logit() - p.logit(), before).to(logits.dtype)
+        # before - logit(p) is normaliser + log(1 - p), which stays finite where float32 takes p for 0.
+        raised = torch.where(p < _ALMOST_ONE, wanted.logit() + normaliser + (-p).log1p(), before).to(logits.dtype)
         if greedy is not None:
             passes = before - top.float() >= math.log(value)
             raised = torch.where(greedy, torch.where(passes, _above(top), now), raised)

@@ -88,6 +88,16 @@ def test_a_token_that_is_certain_stays_certain():
     assert torch.equal(logits, before)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_token_that_is_next_to_impossible_stays_so_and_no_logit_becomes_nan(rule):
+    logits = torch.tensor([[200.0, 0.0, 199.0], [95.0, 0.0, -torch.inf]])  # as low temperatures make them
+    before = logits.clone()
+    leniently(logits, torch.tensor([1, 1]), [0.5, 0.1], None, RULES[rule])
+    assert not logits.isnan().any()
+    assert (logits.softmax(-1)[:, 1] < 1e-4).all()
+    assert torch.equal(logits[:, [0, 2]], before[:, [0, 2]])
+
+
 def test_acceptance_follows_the_rule_for_drawn_and_for_certain_drafts():
     generator = torch.Generator().manual_seed(1)
     draws, vocab, epsilon = 200_000, 12, 0.5
