@@ -169,7 +169,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_call_open(tmp_path):
     script = lambda received: Reply(TEXT, first_token_s=0.05)  # noqa: E731
     with Upstream(script) as teacher, Upstream(script) as student:
         (tmp_path / "gkt.toml").write_text(CONFIG.format(teacher=teacher.url, student=student.url, more=""))
-        (tmp_path / "in.jsonl").write_bytes(b"\n".join(source(f"q{number}") for number in range(400)))
+        (tmp_path / "in.jsonl").write_bytes(b"\n".join(source(f"q{number}") for number in range(4000)))
         command = [sys.executable, "-m", "gkt_plugins.cli", "run", "-i", "in.jsonl", "-o", "out.jsonl"]
         run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         assert student.wait_until(lambda upstream: len(upstream.received) > 40, timeout_s=60)

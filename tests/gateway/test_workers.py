@@ -52,6 +52,12 @@ def metric(gateway: GatewayProcess, name: str, **labels: str) -> float:
     return found[0]
 
 
+def until_counted(gateway: GatewayProcess) -> None:
+    """Each request is counted after its last byte."""
+    while metric(gateway, "gkt_requests_in_flight", mode="whole"):
+        time.sleep(0.01)
+
+
 def workers_of(gateway: GatewayProcess) -> list[int]:
     with open(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children") as children:
         return [int(child) for child in children.read().split()]
@@ -60,8 +66,7 @@ def workers_of(gateway: GatewayProcess) -> list[int]:
 def test_whichever_worker_is_asked_the_metrics_are_those_of_all(upstream, tmp_path):
     with served(upstream, tmp_path) as gateway:
         assert statuses(gateway, 30) == [200] * 30
-        while metric(gateway, "gkt_requests_in_flight", mode="whole"):  # each is counted after its last byte
-            time.sleep(0.01)
+        until_counted(gateway)
         assert {metric(gateway, "gkt_requests_total", status="ok") for _ in range(12)} == {30.0}
 
 
@@ -89,4 +94,5 @@ def test_a_worker_that_dies_is_replaced_and_what_it_counted_still_counts(upstrea
             assert time.monotonic() < deadline, gateway.log
             time.sleep(0.05)
         assert statuses(gateway, 12) == [200] * 12
+        until_counted(gateway)
         assert metric(gateway, "gkt_requests_total", status="ok") == 24
