@@ -14,10 +14,11 @@ from gkt_openai.engine import OpenAIEngine
 from gkt_openai.options import OpenAIOptions
 from gkt_openai.usage import BusyTime
 from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta, Engine, FinishReason, Usage
-from gkt_plugins.errors import ConfigError, EngineError, require
+from gkt_plugins.errors import ConfigError, EngineError
 from gkt_vllm.counters import count_each_request, drafts_of
 from gkt_vllm.options import VllmOptions
 from gkt_vllm.serving import SERVER, ThisServer
+from gkt_vllm.versions import installed_version
 
 __all__ = ["OfflineEngine", "build_engine"]
 
@@ -58,7 +59,7 @@ class OfflineEngine:
         """Start it, which takes its time. :raises ConfigError: vLLM refuses the model or an argument."""
         # Its log goes to standard output otherwise, which is the program's own: 'gkt run --json' answers there.
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-        require("vllm", extra="vllm")
+        installed_version()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.exceptions import VLLMError
         from vllm.usage.usage_lib import UsageContext

@@ -48,8 +48,8 @@ class Start:
     """vLLM's own argument; None: leave what the operator gave."""
     synchronous: bool = False
     """vLLM must not schedule a step before the one before it is done."""
-    guided: bool = False
-    """A pipeline guides the requests of a server."""
+    guidance: str = ""
+    """For the banner, where a pipeline guides the requests of a server."""
     active: list[str] = field(default_factory=list)
     """For the banner: what is on."""
     notes: list[str] = field(default_factory=list)
@@ -75,9 +75,12 @@ class Start:
             that it left out.
         """
         if serves and (why := unloaded(env)):
-            if self.guided:
+            if self.guidance:
                 raise ConfigError(f"requests would not be guided, because {why}")
             self.notes.append(f"requests are not on record, and no leniency is refused, because {why}")
+        if self.guidance and not serves:
+            self.active.remove(self.guidance)
+            self.notes.append("what this engine is asked itself is not guided; a server, Pipeline and 'gkt run' guide")
         if self._leniency is not None and vllm_config.speculative_config is None:
             raise ConfigError("leniency needs drafts, and this engine has none; set speculation.draft, or remove it")
         refuse_dropped(self.config, self.speculative_config, vllm_config)
@@ -135,14 +138,12 @@ def decide(section: GktSection, model: str | None, speculative_config: object, v
             asked = f", down to {leniency.least:g} where a request asks" if leniency.least < leniency.epsilon else ""
             start.active.append(f"lenient verification by the rule {leniency.rule}: {usual}{asked}")
     if name := guided_pipeline(config, section):
-        start.guided = True
-        start.active.append(f"guidance, pipelines.{name} by {config.pipelines[name].teacher}")
+        start.guidance = f"guidance, pipelines.{name} by {config.pipelines[name].teacher}"
+        start.active.append(start.guidance)
     source = str((config.source or Path(section.config)).resolve())
     workers = WorkerSettings(leniency=leniency, drafter=_own_drafter(config, start))
     if config.trace is not None:
-        if start.synchronous:
-            start.notes.append("[trace] records on vLLM's first model runner only, and this is the second")
-        elif workers.drafter is not None:
+        if workers.drafter is not None:
             start.active.append(f"recording answers in {config.base_dir / config.trace.path}")
         else:
             start.notes.append("[trace] records what our own drafter drafts for; set vllm.drafts_by = 'gkt' to record")
@@ -188,12 +189,12 @@ def _draft(
             start.notes.append(note)
     filled: dict[str, Any] = {"num_speculative_tokens": gamma}
     options = speculation.drafter_options.model_dump()
+    folder = _draft_folder(config, options["draft"]) if speculation.drafter == "model" else None
     if own:
         filled |= _own_method(start, version)
-        if speculation.drafter == "model" and (folder := _draft_folder(config, options["draft"])) is not None:
+        if folder is not None:
             _check_sizes(target, folder)
     elif speculation.drafter == "model":
-        folder = _draft_folder(config, options["draft"])
         if folder is not None and target is not None:
             same_vocabulary(target, folder, "vLLM")
         filled |= {"method": "draft_model", "model": str(folder or options["draft"])}
@@ -213,7 +214,8 @@ def _draft(
         filled["num_speculative_tokens_per_batch_size"] = [[1, largest, gamma], [largest + 1, largest + 1, 0]]
     refuse_second_runner(filled["method"], version, os.environ)
     start.speculative_config = filled
-    start.active.append(f"drafts by {speculation.drafter}, {gamma} tokens a block")
+    hub = f" {options['draft']} of the Hub" if speculation.drafter == "model" and folder is None else ""
+    start.active.append(f"drafts by {speculation.drafter}{hub}, {gamma} tokens a block")
 
 
 def _own_method(start: Start, version: str) -> dict[str, Any]:
@@ -250,7 +252,7 @@ def _draft_folder(config: Config, draft: str) -> Path | None:
     """Where the draft is, below the configuration's folder; None: ``draft`` is a name on the Hub."""
     folder = config.base_dir / draft
     if not folder.is_dir():
-        if os.sep in draft and draft.startswith((".", os.sep)):
+        if draft.startswith((".", "~", os.sep)) or draft.count(os.sep) > 1:  # on the Hub it would be OWNER/MODEL
             raise ConfigError(f"speculation.draft names no folder: {str(folder)!r}; give the folder of a model")
         return None
     model_config(folder, "draft")

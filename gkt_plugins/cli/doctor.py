@@ -91,6 +91,8 @@ def _table(part: Part) -> Table:
 
     marks = {True: ("✓", "green"), False: ("!", "yellow"), None: ("·", "dim")}
     table = Table.grid(padding=(0, 1))
+    for _ in range(4):
+        table.add_column(overflow="fold")  # a path is to be copied, and ends in no "…"
     for finding in part.findings:
         mark, style = marks[finding.good]
         value = Text(finding.value)

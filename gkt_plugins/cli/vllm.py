@@ -18,7 +18,11 @@ def register(app: typer.Typer) -> None:
     app.add_typer(vllm, name="vllm")
 
 
-@vllm.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+# No -h: vLLM has short options of several letters, such as -dph, in which an h would be found.
+@vllm.command(
+    options_metavar="[OPTIONS] MODEL [OPTIONS OF VLLM]",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--help"]},
+)
 def serve(
     context: typer.Context,
     config: Annotated[
@@ -29,12 +33,19 @@ def serve(
     ] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Print the command instead of running it.")] = False,
 ) -> None:
-    """Start vLLM. All other arguments are its own: the model, its address, anything that ``vllm serve`` takes."""
+    """Start vLLM. All other arguments are its own: the model, its address, anything in 'vllm serve --help'."""
     from gkt_plugins.config import load_config
     from gkt_vllm.launch import command, plugins_variable
+    from gkt_vllm.pipelines import guided_pipeline
+    from gkt_vllm.section import GktSection
+    from gkt_vllm.versions import installed_version
 
-    loaded = load_config(config)  # a file that is wrong stops here, in a second, and not in a minute
-    words = command(loaded.source or Path("gkt.toml"), pipeline, context.args)
+    installed_version()
+    loaded = load_config(config)  # what is wrong stops here, in a second, and not in a minute
+    file = str((loaded.source or Path("gkt.toml")).resolve())
+    section = GktSection(config=file, pipeline=pipeline) if pipeline else GktSection(config=file)
+    guided_pipeline(loaded, section)
+    words = command(section, context.args)
     named = plugins_variable(os.environ)
     if dry:
         import shlex

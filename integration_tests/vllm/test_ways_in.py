@@ -13,6 +13,7 @@ import pytest
 
 from gkt_plugins.demo.models import model_dir
 from gkt_vllm.launch import command
+from gkt_vllm.section import GktSection
 
 MODEL = str(model_dir("teacher"))
 CONFIG = f"""
@@ -100,7 +101,7 @@ def test_other_plugins_sections_are_handed_through(file):
     ],
 )
 def test_what_gkt_vllm_serve_writes_is_understood_beside_other_sections(file, given):
-    written = command(file, None, [MODEL, *given])
+    written = command(GktSection(config=str(file)), [MODEL, *given])
     made = parsed(written[written.index(MODEL) + 1 :]).create_engine_config()
     assert made.speculative_config.method == "draft_model"
     assert ("other" in made.additional_config) == bool(given)

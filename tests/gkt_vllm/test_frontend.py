@@ -118,6 +118,8 @@ def test_a_wrong_section_is_refused_by_its_key(given, words):
     ("text", "words"),
     [
         ('[speculation]\ndrafter = "model"\ndraft = "./missing"', "names no folder"),
+        ('[speculation]\ndrafter = "model"\ndraft = "~/missing"', "names no folder"),
+        ('[speculation]\ndrafter = "model"\ndraft = "models/small/missing"', "names no folder"),
         (f'[speculation]\n{DRAFT}verifier = "nobody"', "verifier must name a known"),
         ("[speculation]\ngamma = 0", "gamma must be an integer of at least 1"),
     ],
@@ -125,6 +127,13 @@ def test_a_wrong_section_is_refused_by_its_key(given, words):
 def test_what_cannot_be_done_is_a_start_up_error(start, text, words):
     with pytest.raises(ConfigError, match=words):
         start(text)
+
+
+@pytest.mark.parametrize("drafts_by", ["vllm", "gkt"])
+def test_a_draft_that_is_no_folder_here_is_said_to_come_from_the_hub(start, drafts_by):
+    speculation = '[speculation]\ndrafter = "model"\ndraft = "owner/small"\ngamma = 4\n'
+    started = start(f'{speculation}[vllm]\ndrafts_by = "{drafts_by}"')
+    assert started.active == ["drafts by model owner/small of the Hub, 4 tokens a block"]
 
 
 def test_a_draft_with_another_vocabulary_is_refused_with_both_sizes(start, tmp_path):
@@ -208,6 +217,14 @@ def test_a_server_that_should_guide_does_not_start_where_vllm_leaves_the_plugin_
     started.check(engine, serves=False, env={})
 
 
+def test_an_engine_that_is_no_server_does_not_say_that_it_guides(start):
+    started = start(GUIDED)
+    assert started.active == ["guidance, pipelines.default by large"]
+    started.check(SimpleNamespace(speculative_config=None, use_v2_model_runner=False), serves=False, env={})
+    assert started.active == []
+    assert any("is not guided" in note for note in started.notes)
+
+
 def test_a_server_that_guides_nobody_starts_without_the_plugin_and_says_what_is_missing(start):
     started = start("")
     started.check(SimpleNamespace(speculative_config=None, use_v2_model_runner=False), serves=True, env={})
@@ -222,7 +239,7 @@ def test_guidance_wants_the_server_itself_as_student_and_another_engine_as_teach
 
 
 def test_a_pipeline_without_a_teacher_guides_nobody(start):
-    assert not start(GUIDED.replace('teacher = "large"\n', "")).guided
+    assert not start(GUIDED.replace('teacher = "large"\n', "")).guidance
 
 
 @pytest.mark.parametrize(

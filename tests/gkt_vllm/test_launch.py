@@ -2,13 +2,13 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
 from gkt_plugins.cli import main
 from gkt_plugins.errors import ConfigError
-from gkt_vllm import launch
+from gkt_vllm import launch, versions
+from gkt_vllm.section import GktSection
 
 
 class Point:
@@ -35,7 +35,7 @@ def test_what_the_operator_named_stays_and_we_are_added(installed, given, wanted
 
 
 def test_the_section_is_written_beside_vllms_own_arguments(tmp_path):
-    words = launch.command(tmp_path / "gkt.toml", None, ["model", "--port", "9"])
+    words = launch.command(GktSection(config=str(tmp_path / "gkt.toml")), ["model", "--port", "9"])
     assert words[:4] == [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
     assert words[4:] == ["model", "--port", "9", "--additional-config.gkt.config", str(tmp_path / "gkt.toml")]
 
@@ -49,7 +49,8 @@ def test_the_section_is_written_beside_vllms_own_arguments(tmp_path):
     ],
 )
 def test_an_additional_config_of_the_operators_is_kept(tmp_path, given):
-    words = launch.command(tmp_path / "gkt.toml", "fast", ["model", *given, "--port", "9"])
+    section = GktSection(config=str(tmp_path / "gkt.toml"), pipeline="fast")
+    words = launch.command(section, ["model", *given, "--port", "9"])
     assert words[-2:] == ["--port", "9"]
     merged = json.loads(words[words.index("--additional-config") + 1])
     assert merged == {"other": 1, "gkt": {"config": str(tmp_path / "gkt.toml"), "pipeline": "fast"}}
@@ -69,9 +70,45 @@ def test_an_additional_config_of_the_operators_is_kept(tmp_path, given):
 )
 def test_a_section_of_the_operators_own_is_refused(arguments):
     with pytest.raises(ConfigError, match="additional"):
-        launch.command(Path("gkt.toml"), None, arguments)
+        launch.command(GktSection(config="gkt.toml"), arguments)
 
 
+@pytest.mark.parametrize("name", ["additional_config", "additional-config"])
+def test_an_additional_config_in_vllms_own_file_is_kept(tmp_path, name):
+    file = tmp_path / "vllm.yaml"
+    file.write_text(f"port: 9\n{name}:\n  other: {{a: 1}}\n")
+    section, given = GktSection(config="gkt.toml"), ["model", "--config", str(file)]
+    words = launch.command(section, given)
+    assert words[4:7] == given
+    merged = json.loads(words[words.index("--additional-config") + 1])
+    assert merged == {"other": {"a": 1}, "gkt": {"config": "gkt.toml"}}
+    # What stands on the command line goes before the file, with us as without.
+    words = launch.command(section, [*given, "--additional-config", "{}"])
+    assert json.loads(words[words.index("--additional-config") + 1]) == {"gkt": {"config": "gkt.toml"}}
+    assert "--additional-config" not in launch.command(section, [*given, "--additional-config.b", "2"])
+
+
+def test_a_section_in_vllms_own_file_is_refused(tmp_path):
+    (tmp_path / "vllm.yaml").write_text("additional_config: {gkt: {config: other.toml}}\n")
+    with pytest.raises(ConfigError, match="itself; leave it out"):
+        launch.command(GktSection(config="gkt.toml"), ["model", "--config", str(tmp_path / "vllm.yaml")])
+
+
+@pytest.mark.parametrize("text", [None, "a: [", "- a list", "", "additional_config: text", "port: 9"])
+def test_what_is_wrong_with_vllms_own_file_is_left_for_vllm_to_say(tmp_path, text):
+    file = tmp_path / "vllm.yaml"
+    if text is not None:
+        file.write_text(text)
+    words = launch.command(GktSection(config="gkt.toml"), ["--config", str(file)])
+    assert words[4:] == ["--config", str(file), "--additional-config.gkt.config", "gkt.toml"]
+
+
+@pytest.fixture
+def vllm_is_there(monkeypatch):
+    monkeypatch.setattr(versions.metadata, "version", lambda name: "0.32.0")
+
+
+@pytest.mark.usefixtures("vllm_is_there")
 def test_the_dry_run_prints_the_command_and_a_wrong_file_stops_it(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     file = tmp_path / "gkt.toml"
@@ -86,3 +123,32 @@ def test_the_dry_run_prints_the_command_and_a_wrong_file_stops_it(tmp_path, caps
         main(["vllm", "serve", "small", "--gkt", str(file), "--dry-run"])
     assert ended.value.code == 2
     assert "max_lenience is not a known key" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("vllm_is_there")
+def test_a_pipeline_that_does_not_exist_stops_the_start_before_vllm_is_loaded(tmp_path, capsys):
+    (tmp_path / "gkt.toml").write_text("")
+    with pytest.raises(SystemExit) as ended:
+        main(["vllm", "serve", "small", "--gkt", str(tmp_path / "gkt.toml"), "--pipeline", "nobody"])
+    assert ended.value.code == 2
+    assert "gkt.pipeline must name a pipeline, got 'nobody'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("vllm_is_there")
+@pytest.mark.parametrize("option", ["-dph", "-tp", "-h", "-dpe", "--no-enable-log-requests", "-O3"])
+def test_every_option_of_vllms_is_handed_on(tmp_path, capsys, option):
+    (tmp_path / "gkt.toml").write_text("")
+    with pytest.raises(SystemExit):
+        main(["vllm", "serve", "small", option, "--gkt", str(tmp_path / "gkt.toml"), "--dry-run"])
+    assert f"serve small {option} --additional-config" in capsys.readouterr().out
+
+
+def test_without_vllm_the_start_says_so(tmp_path, capsys, monkeypatch):
+    def absent(name):
+        raise versions.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(versions.metadata, "version", absent)
+    with pytest.raises(SystemExit) as ended:
+        main(["vllm", "serve", "small"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: vLLM is not installed here")

@@ -11,6 +11,7 @@ from gkt_plugins.config import load_config
 from gkt_plugins.demo.models import model_dir
 from gkt_plugins.errors import GktError
 from gkt_vllm import doctor as vllm_doctor
+from gkt_vllm import versions
 from gkt_vllm.versions import TRIED
 
 
@@ -24,7 +25,7 @@ def look(tmp_path, monkeypatch):
                 raise metadata.PackageNotFoundError(name)
             return version
 
-        monkeypatch.setattr(vllm_doctor.metadata, "version", installed)
+        monkeypatch.setattr(versions.metadata, "version", installed)
         (tmp_path / "gkt.toml").write_text(text)
         findings = vllm_doctor.examine_vllm(load_config(tmp_path / "gkt.toml"), env)
         return {finding.name: finding for finding in findings}
@@ -47,11 +48,33 @@ def test_a_variable_that_leaves_us_out_is_told_with_the_one_to_set(look, given, 
     assert good or "gkt" in finding.advice
 
 
-def test_without_the_variable_guidance_and_records_are_what_is_missing(look):
+GUIDED = """
+[engines.large]
+adapter = "openai"
+base_url = "http://127.0.0.1:1/v1"
+model = "large"
+[engines.here]
+adapter = "vllm"
+model = "small"
+[pipelines.default]
+teacher = "large"
+student = "here"
+"""
+
+
+def test_without_the_variable_records_are_what_is_missing_and_a_server_that_guides_does_not_start(look):
     finding = look()["VLLM_PLUGINS"]
     assert finding.good is None
-    assert finding.value == "not set: no guidance, and requests are not on record"
+    assert finding.value == "not set: unless gkt vllm serve sets it, requests are not on record"
+    finding = look(GUIDED)["VLLM_PLUGINS"]
+    assert finding.good is False
+    assert finding.value == "not set: unless gkt vllm serve sets it, a server does not start"
     assert "gkt vllm serve" in finding.advice
+
+
+def test_a_frontend_that_loads_no_plugins_is_told(look):
+    assert look(VLLM_USE_RUST_FRONTEND="1")["VLLM_USE_RUST_FRONTEND"].good is False
+    assert "VLLM_USE_RUST_FRONTEND" not in look(VLLM_USE_RUST_FRONTEND="0")
 
 
 def test_what_is_configured_is_decided_as_the_server_would(look):
