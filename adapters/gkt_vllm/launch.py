@@ -27,6 +27,10 @@ _BY_DEFAULT = (
 """Groups that vLLM loads whole where ``VLLM_PLUGINS`` is not set; endpoint plugins are the exception."""
 
 
+_GRPC = ("vllm.entrypoints.launchers.grpc_server", "vllm.entrypoints.grpc_server")
+"""Imported where ``--grpc`` is given, and nowhere else; the second one is 0.28's."""
+
+
 def plugins_variable(environment: Mapping[str, str]) -> str:
     """What ``VLLM_PLUGINS`` has to be: everything that loads without us, and ``gkt``, which has to be named."""
     given = environment.get("VLLM_PLUGINS")
@@ -46,6 +50,8 @@ def unloaded(environment: Mapping[str, str]) -> str | None:
     """Why a server of vLLM's would not load the plugin of its front door, and what to do; None: it will."""
     if uses_rust(environment):
         return f"vLLM's Rust frontend loads no plugins; unset {RUST_FRONTEND}"
+    if any(name in sys.modules for name in _GRPC):
+        return "vLLM's gRPC server loads no plugin of a front door; leave out --grpc"
     if "gkt" in environment.get("VLLM_PLUGINS", "").split(","):
         return None
     return (

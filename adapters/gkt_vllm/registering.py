@@ -50,13 +50,15 @@ def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., An
         from vllm.usage.usage_lib import UsageContext
 
         context = args[0] if args else kwargs.get("usage_context")
-        serves = context == UsageContext.OPENAI_API_SERVER
+        headless = args[1] if len(args) > 1 else kwargs.get("headless", False)  # of several nodes, one without a server
+        serves = context == UsageContext.OPENAI_API_SERVER and not headless
         try:
             if _unfit is not None:
                 raise BackendError(f"workers of this vLLM cannot be prepared: {_unfit}")
             return _with_section(self, serves, lambda: original(self, *args, **kwargs))
         except GktError as exc:
-            if serves:  # who starts a server reads one sentence, not the way through vLLM
+            # Who starts a command of vLLM's reads one sentence, not the way through vLLM.
+            if context in (UsageContext.OPENAI_API_SERVER, UsageContext.OPENAI_BATCH_RUNNER):
                 raise SystemExit(f"gkt-plugins: {exc}") from exc
             raise
 
@@ -68,6 +70,7 @@ def _with_section(engine_args: Any, serves: bool, create: Callable[[], Any]) -> 
     import vllm
 
     from gkt_vllm.frontend import decide
+    from gkt_vllm.launch import unloaded
     from gkt_vllm.section import read_section
     from gkt_vllm.started import remember
 
@@ -87,7 +90,11 @@ def _with_section(engine_args: Any, serves: bool, create: Callable[[], Any]) -> 
         engine_args.additional_config, engine_args.speculative_config, engine_args.async_scheduling = given
     start.check(vllm_config, serves=serves, env=os.environ)
     start.count_requests(vllm_config)
-    if not start.frozen.inherited:  # else the frontend has said it
+    if not start.frozen.inherited:  # else the frontend has done and said it
+        if serves and unloaded(os.environ) is None:
+            from gkt_vllm.rehearsal import rehearse
+
+            rehearse(start, vllm_config.model_config.served_model_name)
         start.announce(vllm_config, vllm.__version__)
     remember(start)
     return vllm_config

@@ -144,16 +144,26 @@ def test_a_runner_that_has_not_the_drafts_is_refused_against_the_environments_wo
     assert "asks for vLLM's second model runner, which has the method 'ngram' from 0.32 on" in message
 
 
-def test_a_server_that_cannot_start_says_one_sentence_and_no_way_through_vllm(tmp_path):
-    (tmp_path / "gkt.toml").write_text(DRAFT + "gamma = 0")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (DRAFT + "gamma = 0", "speculation.gamma must be an integer of at least 1"),
+        (
+            '[ledger]\nurl = "sqlite:///missing/ledger.db"',
+            "the ledger '{folder}/missing/ledger.db' could not be opened",
+        ),
+    ],
+)
+def test_a_server_that_cannot_start_says_one_sentence_and_no_way_through_vllm(tmp_path, text, words):
+    (tmp_path / "gkt.toml").write_text(text)
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", MODEL, "--dtype", "float32", "--port", "1"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_PLUGINS": "gkt"}
     run = subprocess.run(
         [*command, "--additional-config.gkt.config", "gkt.toml"], cwd=tmp_path, env=environment, capture_output=True,
         text=True, timeout=120,
     )  # fmt: skip
     assert run.returncode == 1
     [sentence] = [line for line in run.stderr.splitlines() if "gkt-plugins: " in line]
-    assert sentence.partition("gkt-plugins: ")[2].startswith("speculation.gamma must be an integer of at least 1")
+    assert sentence.partition("gkt-plugins: ")[2].startswith(words.format(folder=tmp_path))
     assert "Traceback" not in run.stderr
     assert "Loading" not in run.stdout + run.stderr

@@ -34,6 +34,13 @@ def test_what_the_operator_named_stays_and_we_are_added(installed, given, wanted
     assert launch.plugins_variable({"VLLM_PLUGINS": given}) == wanted
 
 
+@pytest.mark.parametrize("name", ["vllm.entrypoints.launchers.grpc_server", "vllm.entrypoints.grpc_server"])
+def test_a_server_without_our_front_door_is_noticed_whatever_the_variable_says(monkeypatch, name):
+    assert launch.unloaded({"VLLM_PLUGINS": "gkt"}) is None
+    monkeypatch.setitem(sys.modules, name, None)
+    assert "leave out --grpc" in launch.unloaded({"VLLM_PLUGINS": "gkt"})
+
+
 def test_the_section_is_written_beside_vllms_own_arguments(tmp_path):
     words = launch.command(GktSection(config=str(tmp_path / "gkt.toml")), ["model", "--port", "9"])
     assert words[:4] == [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]

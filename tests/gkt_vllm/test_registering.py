@@ -43,7 +43,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
         names = ("vllm", "vllm.engine", "vllm.engine.arg_utils", "vllm.v1", "vllm.v1.worker", "vllm.usage")
         for name in (*names, "vllm.v1.worker.worker_base", "vllm.usage.usage_lib"):
             monkeypatch.setitem(sys.modules, name, ModuleType(name))
-        context = type("UsageContext", (), {"OPENAI_API_SERVER": "server"})
+        context = type("UsageContext", (), {"OPENAI_API_SERVER": "server", "OPENAI_BATCH_RUNNER": "batch"})
         for name, member, value in (
             ("vllm.engine.arg_utils", "EngineArgs", engine_args and type("EngineArgs", (engine_args,), {})),
             ("vllm.v1.worker.worker_base", "WorkerBase", worker and type("WorkerBase", (worker,), {})),
@@ -76,11 +76,12 @@ def test_with_a_section_a_vllm_whose_workers_are_others_does_not_start(installed
         made(additional_config=SECTION)
 
 
-def test_a_server_says_so_in_one_sentence(installed):
+@pytest.mark.parametrize("context", ["server", "batch"])
+def test_a_command_of_vllms_says_so_in_one_sentence(installed, context):
     installed(EngineArgs, OtherWorker)
     args = sys.modules["vllm.engine.arg_utils"].EngineArgs(SECTION)
     with pytest.raises(SystemExit, match="gkt-plugins: workers of this vLLM cannot be prepared"):
-        args.create_engine_config("server")
+        args.create_engine_config(context)
 
 
 def test_a_configuration_that_is_no_table_goes_to_vllm_as_it_came(installed):
