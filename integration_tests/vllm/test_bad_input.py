@@ -150,7 +150,7 @@ def test_a_runner_that_has_not_the_drafts_is_refused_against_the_environments_wo
         (DRAFT + "gamma = 0", "speculation.gamma must be an integer of at least 1"),
         (
             '[ledger]\nurl = "sqlite:///missing/ledger.db"',
-            "the ledger '{folder}/missing/ledger.db' could not be opened",
+            "the ledger '{folder}/missing/ledger.db' could not",
         ),
     ],
 )
