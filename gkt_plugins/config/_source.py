@@ -81,7 +81,10 @@ def _read(path: Path) -> str:
         raise ConfigError(
             f"there is no configuration at {str(path)!r}; write one there, give its path, or set GKT_CONFIG"
         ) from exc
-    except (OSError, UnicodeDecodeError) as exc:
+    except OSError as exc:
+        why = exc.strerror or exc
+        raise ConfigError(f"the configuration at {str(path)!r} cannot be read: {why}; give a file that can") from exc
+    except UnicodeDecodeError as exc:
         raise ConfigError(f"the configuration at {str(path)!r} cannot be read as UTF-8 text: {exc}") from exc
 
 

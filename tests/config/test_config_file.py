@@ -26,11 +26,13 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path, plugins):
         load_config(tmp_path / "none.toml", plugins=plugins)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", None], ids=["not UTF-8", "a folder"])
-def test_a_file_that_cannot_be_read_says_why(tmp_path, plugins, content):
+@pytest.mark.parametrize(
+    ("content", "why"), [(b"\xff\xfe", "as UTF-8 text"), (None, "Is a directory")], ids=["not UTF-8", "a folder"]
+)
+def test_a_file_that_cannot_be_read_says_why(tmp_path, plugins, content, why):
     path = tmp_path / "gkt.toml"
     path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(ConfigError, match="cannot be read as UTF-8 text"):
+    with pytest.raises(ConfigError, match=f"cannot be read.*{why}"):
         load_config(path, plugins=plugins)
 
 
