@@ -58,13 +58,19 @@ class Findings:
     """When, in seconds since the epoch."""
 
 
+def _home(env: Mapping[str, str]) -> Path:
+    try:
+        return Path(env.get("HOME") or Path.home())
+    except RuntimeError:  # a user whom the system does not know, as containers have
+        return Path(tempfile.gettempdir())
+
+
 class FindingsFile:
     """Keeps findings in the user's cache folder, one small file for each endpoint and model. No key is in it."""
 
     def __init__(self, base_url: str, model: str, env: Mapping[str, str]) -> None:
         """``env``: ``GKT_CACHE_DIR``, else ``XDG_CACHE_HOME``, else ``HOME`` say where."""
-        home = env.get("HOME") or str(Path.home())
-        root = Path(env.get("GKT_CACHE_DIR") or Path(env.get("XDG_CACHE_HOME") or Path(home) / ".cache") / "gkt")
+        root = Path(env.get("GKT_CACHE_DIR") or Path(env.get("XDG_CACHE_HOME") or _home(env) / ".cache") / "gkt")
         name = sha256(f"{base_url}\n{model}".encode()).hexdigest()[:32]
         self.path = root / "endpoints" / f"{name}.json"
         self._of = {"base_url": base_url, "model": model}

@@ -250,7 +250,7 @@ def _own_drafter(config: Config, start: Start) -> DrafterSettings | None:
 
 def _draft_folder(config: Config, draft: str) -> Path | None:
     """Where the draft is, below the configuration's folder; None: ``draft`` is a name on the Hub."""
-    folder = config.base_dir / draft
+    folder = config.base_dir / os.path.expanduser(draft)
     if not folder.is_dir():
         if draft.startswith((".", "~", os.sep)) or draft.count(os.sep) > 1:  # on the Hub it would be OWNER/MODEL
             raise ConfigError(f"speculation.draft names no folder: {str(folder)!r}; give the folder of a model")

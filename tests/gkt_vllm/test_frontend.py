@@ -129,6 +129,12 @@ def test_what_cannot_be_done_is_a_start_up_error(start, text, words):
         start(text)
 
 
+def test_a_draft_may_be_below_the_home_of_who_starts_it(start, monkeypatch):
+    monkeypatch.setenv("HOME", str(model_dir("draft").parent))
+    started = start('[speculation]\ndrafter = "model"\ndraft = "~/draft"\ngamma = 4')
+    assert started.speculative_config["model"] == str(model_dir("draft"))
+
+
 @pytest.mark.parametrize("drafts_by", ["vllm", "gkt"])
 def test_a_draft_that_is_no_folder_here_is_said_to_come_from_the_hub(start, drafts_by):
     speculation = '[speculation]\ndrafter = "model"\ndraft = "owner/small"\ngamma = 4\n'
