@@ -86,6 +86,10 @@ def _with_section(engine_args: Any, serves: bool, create: Callable[[], Any]) -> 
     engine_args.async_scheduling = start.async_scheduling(engine_args.async_scheduling)
     try:
         vllm_config = create()
+    except Exception as exc:
+        if start.speculative_config is not None:  # vLLM complains of an argument that nobody typed
+            exc.add_note(f"gkt-plugins wrote speculative_config = {start.speculative_config}, from {section.config}")
+        raise
     finally:
         engine_args.additional_config, engine_args.speculative_config, engine_args.async_scheduling = given
     start.check(vllm_config, serves=serves, env=os.environ)

@@ -13,6 +13,7 @@ import pytest
 
 from gkt_plugins.errors import BackendError
 from gkt_vllm import registering
+from gkt_vllm.versions import TRIED
 
 SECTION = {"gkt": {"config": "gkt.toml"}}
 
@@ -82,6 +83,30 @@ def test_a_command_of_vllms_says_so_in_one_sentence(installed, context):
     args = sys.modules["vllm.engine.arg_utils"].EngineArgs(SECTION)
     with pytest.raises(SystemExit, match="gkt-plugins: workers of this vLLM cannot be prepared"):
         args.create_engine_config(context)
+
+
+class Refusing(EngineArgs):
+    model = "target"
+    speculative_config = async_scheduling = None
+
+    def create_engine_config(self, usage_context: Any = None) -> str:
+        raise ValueError("no such draft")
+
+
+def test_what_vllm_refuses_of_what_we_filled_in_is_told_with_the_file_it_comes_from(installed, tmp_path, monkeypatch):
+    installed(Refusing, WorkerBase)
+    monkeypatch.setattr(sys.modules["vllm"], "__version__", f"{TRIED[-1]}.0", raising=False)
+    file = tmp_path / "gkt.toml"
+    file.write_text('[speculation]\ndrafter = "model"\ndraft = "owner/nobody"')
+    with pytest.raises(ValueError, match="no such draft") as refused:
+        made(additional_config={"gkt": {"config": str(file)}})
+    [note] = refused.value.__notes__
+    assert "'model': 'owner/nobody'" in note
+    assert str(file) in note
+    file.write_text("")
+    with pytest.raises(ValueError, match="no such draft") as refused:
+        made(additional_config={"gkt": {"config": str(file)}})
+    assert not hasattr(refused.value, "__notes__")
 
 
 def test_a_configuration_that_is_no_table_goes_to_vllm_as_it_came(installed):
