@@ -22,7 +22,7 @@ from gkt_plugins.openai_wire.requests import Asked
 from gkt_plugins.openai_wire.streams import event as event_of
 from gkt_vllm.spoken import as_chunk, as_object, event_data, is_usage_alone
 
-__all__ = ["Replay", "as_asked", "asking_for_usage", "pass_through"]
+__all__ = ["Replay", "as_asked", "asking_for_usage", "identity_of", "pass_through"]
 
 _EVENT_ENDS = b"\n\n"
 _DONE = b"data: [DONE]"
@@ -61,18 +61,23 @@ def asking_for_usage(data: bytes, body: Mapping[str, Any]) -> bytes | None:
     return json.dumps(whole).encode()
 
 
+def identity_of(path: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, str | None]:
+    """Of the record and the answer, and the ``x-request-id`` that makes vLLM's own id of an untouched request the same;
+    None where the client has one: the record's id then begins with vLLM's, because clients may repeat theirs."""
+    fresh = uuid.uuid4().hex
+    given = next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"), None)
+    own = fresh if given is None else f"{given[:64]}-{fresh[:12]}"
+    return ("chatcmpl-" if "chat" in path else "cmpl-") + own, fresh if given is None else None
+
+
 def as_asked(
     path: str, body: Mapping[str, Any], headers: Iterable[tuple[bytes, bytes]], *, model: str, max_tokens: int
 ) -> tuple[Asked, str | None]:
-    """What is to be known of a request for its record, and the ``x-request-id`` that makes vLLM's own id the same;
-    None where the client has one: the record's id then begins with vLLM's, because clients may repeat theirs.
+    """What is to be known of a request for its record, and the second of :func:`identity_of`.
 
     :param body: what vLLM may still refuse. ``max_tokens``: what vLLM will write at most, unless the body says less.
     """
-    chat = "chat" in path
-    fresh = uuid.uuid4().hex
-    given = next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"), None)
-    identity = ("chatcmpl-" if chat else "cmpl-") + (fresh if given is None else f"{given[:64]}-{fresh[:12]}")
+    identity, own_id = identity_of(path, headers)
     said = (body.get(key) for key in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
     most = next((value for value in said if type(value) is int and value > 0), max_tokens)
     n = body.get("n")
@@ -80,7 +85,7 @@ def as_asked(
         Prompt(text=_text(body)), Sampling(max_tokens=most), n if type(n) is int and n > 0 else 1, request_id=identity
     )
     asked = Asked(
-        route="chat" if chat else "completions",
+        route="chat" if "chat" in path else "completions",
         model=model,
         pipeline=None,
         requests=(request,),
@@ -90,7 +95,7 @@ def as_asked(
         body=body,
         request_id=identity,
     )
-    return asked, fresh if given is None else None
+    return asked, own_id
 
 
 def _text(body: Mapping[str, Any]) -> str:
@@ -217,21 +222,22 @@ class _Passage:
     async def _pass_events(self, *, more: bool) -> None:
         *events, self._unread = self._unread.split(_EVENT_ENDS)
         out: list[bytes] = []
-        done = False
+        done = said = False
         for event in events:
             found = event_data(event)
             if found is None:
                 done = done or event.strip() == _DONE
             elif self._hears_what_nobody_asked_for(found):
                 continue
+            said = said or found is not None
             if done or (found is not None and _may_be_last(found)):
                 self._held.append(event + _EVENT_ENDS)
             else:
                 out += [*self._held, event + _EVENT_ENDS]
                 self._held = []
+        if said and self._turn.first_text is None:  # a comment keeps a connection alive, and says nothing
+            self._turn.first_text = time.perf_counter()
         if out:
-            if self._turn.first_text is None:
-                self._turn.first_text = time.perf_counter()
             await self._turn.write(b"".join(out))
         if self._error and (done or not more):
             await self._end(EngineError(self._error), "upstream_failed")

@@ -65,6 +65,7 @@ async def _open(engine_client: Any, state: Any, args: Namespace) -> None:
         list(args.served_model_name or [args.model]),
         max_tokens=vllm_config.model_config.max_model_len,
         usage_unasked=bool(getattr(args, "enable_force_include_usage", False)),
+        request_id_headers=bool(getattr(args, "enable_request_id_headers", False)),
     )
 
 

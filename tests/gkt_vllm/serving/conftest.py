@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from gkt_plugins.accounting.records import read_records, read_requests
 from gkt_plugins.testing.asgi import AsgiClient
+from gkt_plugins.testing.openai_upstream import Upstream
 from gkt_vllm.frozen import freeze
 from gkt_vllm.info import ADDRESS, About, Keys, info
 from gkt_vllm.middleware import GktMiddleware
@@ -35,6 +36,31 @@ output_per_million = "2.00"
 url = "sqlite:///ledger.db"
 """
 
+GUIDED = """
+[engines.large]
+adapter = "openai"
+base_url = "{url}"
+model = "large"
+prefix = "continue_final_message"
+[engines.here]
+adapter = "vllm"
+model = "small"
+[prices.large]
+input_per_million = "2.00"
+output_per_million = "10.00"
+[prices.small]
+input_per_million = "1.00"
+output_per_million = "2.00"
+[pipelines.default]
+teacher = "large"
+student = "here"
+guidance.tokens = 4
+[retries]
+attempts = 1
+[ledger]
+url = "sqlite:///ledger.db"
+"""
+
 
 class FakeVllm:
     """vLLM's addresses, and what was asked of them."""
@@ -44,6 +70,8 @@ class FakeVllm:
         self.bodies: list[Any] = []
         self.stalls = asyncio.Event()
         """Set: streams stop after their first text until the client leaves."""
+        self.silent = False
+        """Streams say nothing, but that the connection is alive, until the client leaves."""
         self.left = asyncio.Event()
         """A client left a stream."""
         self.status = 200
@@ -77,6 +105,9 @@ class FakeVllm:
     async def _stream(self, body: dict[str, Any], about: dict[str, Any], *, chat: bool) -> AsyncIterator[str]:
         usual = self._events(body, about, chat=chat)
         try:
+            if self.silent:
+                yield ": keep-alive\n\n"
+                await asyncio.Event().wait()
             for number, event in enumerate(usual if self.events is None else self.events):
                 yield f"data: {json.dumps(event)}\n\n"
                 if number == 1 and self.stalls.is_set():
@@ -138,6 +169,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
             own_drafter: bool = False,
             key: str = "",
             usage_unasked: bool = False,
+            request_id_headers: bool = False,
         ) -> Server:
             file = tmp_path / "gkt.toml"
             file.write_text(text)
@@ -151,9 +183,37 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
             app.state.gkt_keys = Keys([key])
             app.state.gkt_about = About("0.0", "V1", ("drafts",), ("a note",), {"vllm.function": "a reason"})
             app.state.gkt = await open_serving(
-                section, freeze(file), ["small"], max_tokens=512, usage_unasked=usage_unasked, registry=registry
+                section,
+                freeze(file),
+                ["small"],
+                max_tokens=512,
+                usage_unasked=usage_unasked,
+                request_id_headers=request_id_headers,
+                registry=registry,
             )
-            client = await stack.enter_async_context(AsgiClient(app))
+            headers = {"content-type": "application/json"}
+            client = await stack.enter_async_context(AsgiClient(app, headers=headers))
             return Server(app, client, vllm, app.state.gkt, registry)
 
         yield serve
+
+
+@pytest.fixture
+def guided_config() -> str:
+    """A gkt.toml with a teacher at ``{url}``."""
+    return GUIDED
+
+
+@pytest.fixture
+async def guided(serve: Callable[..., Any]) -> AsyncIterator[Callable[..., Any]]:
+    """``await guided(text, guidance=…, **options)``: a server with a teacher, and the teacher.
+
+    ``text``: more of its gkt.toml. ``guidance``: more of its pipeline.
+    """
+    with Upstream("Ten and twenty are thirty, so the answer is 30.", model="large") as teacher:
+
+        async def guided(text: str = "", *, guidance: str = "", **options: Any) -> tuple[Server, Upstream]:
+            config = GUIDED.format(url=teacher.url).replace("[retries]", f"{guidance}\n[retries]")
+            return await serve(config + text, **options), teacher
+
+        yield guided

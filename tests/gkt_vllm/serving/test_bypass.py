@@ -152,6 +152,22 @@ async def test_a_client_that_leaves_ends_vllm_s_work_and_what_it_did_is_estimate
     assert [request.status for request in server.requests()] == ["cancelled"]
 
 
+async def test_a_comment_that_keeps_a_connection_alive_is_no_first_text(serve):
+    server = await serve()
+    server.vllm.silent = True
+    async with server.client.stream("/v1/completions", {**PROMPT, "stream": True}) as reply:
+        assert await anext(reply.pieces()) == b": keep-alive\n\n"
+    assert server.vllm.left.is_set()
+    assert [(request.status, request.first_token_s) for request in server.requests()] == [("cancelled", None)]
+
+
+async def test_a_stream_of_one_token_has_a_first_text(serve):
+    server = await serve()
+    server.vllm.events = [{"id": "x", "choices": [{"index": 0, "text": "One", "finish_reason": "length"}]}]
+    await streamed(server.client, "/v1/completions", PROMPT)
+    assert [request.first_token_s is None for request in server.requests()] == [False]
+
+
 @pytest.mark.parametrize(("status", "outcome"), [(400, "refused"), (404, "refused"), (500, "error"), (503, "error")])
 async def test_vllm_s_own_refusal_is_passed_on_as_it_is(serve, status, outcome):
     server = await serve()

@@ -10,41 +10,6 @@ import pytest
 from gkt_plugins.testing.openai_upstream import Upstream
 
 CHAT: dict[str, Any] = {"model": "small", "messages": [{"role": "user", "content": "How many?"}], "max_tokens": 32}
-GUIDED = """
-[engines.large]
-adapter = "openai"
-base_url = "{url}"
-model = "large"
-prefix = "continue_final_message"
-[engines.here]
-adapter = "vllm"
-model = "small"
-[prices.large]
-input_per_million = "2.00"
-output_per_million = "10.00"
-[prices.small]
-input_per_million = "1.00"
-output_per_million = "2.00"
-[pipelines.default]
-teacher = "large"
-student = "here"
-guidance.tokens = 4
-[retries]
-attempts = 1
-[ledger]
-url = "sqlite:///ledger.db"
-"""
-
-
-@pytest.fixture
-async def guided(serve):
-    """``await guided(**options)``: a server with a teacher, and the teacher."""
-    with Upstream("Ten and twenty are thirty, so the answer is 30.", model="large") as teacher:
-
-        async def guided(**options: Any) -> tuple[Any, Upstream]:
-            return await serve(GUIDED.format(url=teacher.url), **options), teacher
-
-        yield guided
 
 
 async def test_a_guided_answer_is_on_record_with_both_models_and_once_each(guided):
@@ -54,6 +19,7 @@ async def test_a_guided_answer_is_on_record_with_both_models_and_once_each(guide
     assert answer["choices"][0]["message"]["content"].startswith("Ten and twenty")
     assert answer["gkt"]["route"] == reply.headers["x-gkt-route"] == "guided"
     assert set(answer["usage"]["gkt"]) == {"teacher", "student"}
+    assert answer["id"].startswith("chatcmpl-mine-")
     assert sorted((record.role, record.request_id) for record in server.records()) == [
         ("student", answer["id"]),
         ("teacher", answer["id"]),
@@ -68,7 +34,14 @@ async def test_a_guided_answer_is_on_record_with_both_models_and_once_each(guide
     [
         ({**CHAT, "logprobs": True}, "logprobs"),
         ({**CHAT, "model": "another"}, "another model"),
-        ({**CHAT, "use_beam_search": True}, "beam search"),
+        ({**CHAT, "use_beam_search": True}, "use_beam_search"),
+        ({**CHAT, "return_token_ids": True}, "return_token_ids"),
+        ({**CHAT, "kv_transfer_params": {"do_remote_decode": True}}, "kv_transfer_params"),
+        ({**CHAT, "bad_words": ["thirty"]}, "bad_words"),
+        (
+            {**CHAT, "stream_options": {"include_usage": True, "continuous_usage_stats": True}, "stream": True},
+            "continuous_usage_stats",
+        ),
         ({**CHAT, "messages": [*CHAT["messages"], {"role": "assistant", "content": "Ten"}]}, "the answer has begun"),
         ({**CHAT, "max_tokens": "many"}, "left to vLLM"),
         (b"[]", "not a JSON object"),
@@ -146,10 +119,10 @@ async def test_a_draft_length_reaches_our_own_drafter_and_none_is_exact(serve):
     assert "x-gkt-leniency" not in reply.headers
 
 
-async def test_a_server_starts_without_its_teacher_serves_and_says_so(serve, caplog):
+async def test_a_server_starts_without_its_teacher_serves_and_says_so(serve, guided_config, caplog):
     with Upstream("Ten and twenty are thirty.", model="large") as teacher:
         url = teacher.url
-    server = await serve(GUIDED.format(url=url))
+    server = await serve(guided_config.format(url=url))
     answer = (await server.client.post("/v1/chat/completions", CHAT)).json()
     assert answer["gkt"]["degraded"] is True
     assert answer["gkt"]["route"] == "student"
@@ -157,3 +130,53 @@ async def test_a_server_starts_without_its_teacher_serves_and_says_so(serve, cap
     assert "the teacher 'large' is not there yet" in caplog.text
     page = (await server.client.get("/gkt/info")).json()
     assert "cannot be reached" in page["teacher"]["missing"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "param"),
+    [
+        ({"gkt": {"guidance_tokens": -1}}, {}, "guidance_tokens"),
+        ({"gkt": "much"}, {}, "gkt"),
+        ({}, {"x-gkt-guidance-tokens": "many"}, "the header x-gkt-guidance-tokens"),
+    ],
+)
+async def test_a_request_that_is_wrong_about_guidance_is_told_so_for_vllm_would_not(guided, body, headers, param):
+    server, teacher = await guided()
+    reply = await server.client.post("/v1/chat/completions", {**CHAT, **body}, headers=headers)
+    assert (reply.status, reply.json()["error"]["param"]) == (400, param)
+    assert not server.vllm.received
+    assert not teacher.received
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "", "application/x-www-form-urlencoded"])
+async def test_what_a_web_page_of_another_site_may_post_unasked_costs_no_teacher(guided, kind):
+    server, teacher = await guided()
+    reply = await server.client.post("/v1/chat/completions", CHAT, headers={"content-type": kind})
+    assert reply.headers["x-gkt-bypass"] == "left to vLLM"
+    assert server.vllm.received[0].headers["content-type"] == kind
+    assert not teacher.received
+
+
+async def test_where_vllm_tells_usage_unasked_a_guided_stream_has_it_too(guided):
+    server, _ = await guided(usage_unasked=True)
+    reply = await server.client.post("/v1/chat/completions", {**CHAT, "stream": True})
+    last = json.loads(reply.body.decode().split("data: ")[-2])
+    assert last["choices"] == []
+    assert set(last["usage"]["gkt"]) == {"teacher", "student"}
+
+
+@pytest.mark.parametrize(("by_vllm", "named"), [(False, True), (True, False)])
+async def test_an_answer_has_one_request_id_s_header(guided, by_vllm, named):
+    server, _ = await guided(request_id_headers=by_vllm)
+    reply = await server.client.post("/v1/chat/completions", CHAT)
+    assert ("x-request-id" in reply.headers) is named
+    assert reply.headers["x-gkt-route"] == "guided"
+
+
+async def test_a_server_that_is_too_busy_for_guided_requests_is_not_left_alone_by_itself(guided):
+    server, _ = await guided()
+    server.vllm.status = 503
+    for _ in range(8):
+        assert (await server.client.post("/v1/chat/completions", CHAT)).status == 503
+    server.vllm.status = 200
+    assert (await server.client.post("/v1/chat/completions", CHAT)).status == 200
