@@ -5,8 +5,7 @@ vLLM hands over the tokens of its batch rows after every step and takes lists of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gkt_plugins.config import TraceSection
-from gkt_plugins.plugins import load_plugins
 from gkt_vllm.answers import ends_within
 from gkt_vllm.drafting import Block, Drafting
 from gkt_vllm.patching import replace
-from gkt_vllm.ranks import agreed, is_first_rank
+from gkt_vllm.ranks import agreed
 from gkt_vllm.section import read_section
-from gkt_vllm.tracing import Tracer
+from gkt_vllm.tracing import Tracer, open_tracer
 
 __all__ = ["OwnDrafter", "install"]
 
@@ -48,8 +45,6 @@ class OwnDrafter:
             agree=agree,
         )
         self._tracer: Tracer | None = None
-        self._ended: set[str] = set()
-        """Requests whose answers are complete, and which vLLM has still to take out."""
         self._runner: Any = None
         self._step: Any = None
         self._waiting = False
@@ -59,16 +54,7 @@ class OwnDrafter:
     def load_model(self, target_model: object) -> None:
         """Build the drafter. vLLM calls it once the target's weights are there."""
         self._drafting.load()
-        if self._config.parallel_config.tensor_parallel_size == 1 or is_first_rank():
-            model = self._config.model_config
-            self._tracer = Tracer.build(
-                load_plugins(),
-                None if self._settings.trace is None else TraceSection.model_validate(self._settings.trace),
-                Path(self._settings.base_dir),
-                target=str(model.model),
-                longest=self._longest,
-                load_tokenizer=lambda: _tokenizer(model),
-            )
+        self._tracer = open_tracer(self._config, self._settings)
 
     def begin(self, runner: Any, step: Any) -> None:
         """A step begins, before the runner forgets the requests that have left.
@@ -78,10 +64,7 @@ class OwnDrafter:
         """
         self._runner, self._step = runner, step
         if self._tracer is not None:
-            for name in step.finished_req_ids - self._ended:
-                if (request := runner.requests.get(name)) is not None:
-                    self._tracer.left(name, request)
-        self._ended -= step.finished_req_ids
+            self._tracer.take_out(step.finished_req_ids, runner.requests)
         self._drafting.forget(step.finished_req_ids)
         if step.total_num_scheduled_tokens:
             if self._waiting:  # vLLM drafts nothing itself where a request is close to the model's length
@@ -109,8 +92,7 @@ class OwnDrafter:
         ended = {name for name, new in gained.items() if self._ends(name, new)}
         verified = self._verified()
         if self._tracer is not None:
-            self._trace(gained, verified, ended - self._ended)
-        self._ended |= ended
+            self._tracer.step(self._runner.requests, gained, verified, ended)
 
         def tokens_of(wanted: Sequence[str], lengths: Sequence[int]) -> Tensor:
             ids = token_ids_cpu[[row_of[name] for name in wanted], : max(lengths)]
@@ -136,16 +118,6 @@ class OwnDrafter:
         scheduled: Mapping[str, Sequence[int]] = self._step.scheduled_spec_decode_tokens
         return {name: scheduled[name] for name in names if name in scheduled and scheduled[name][0] >= 0}
 
-    def _trace(
-        self, gained: Mapping[str, Sequence[int]], verified: Mapping[str, Sequence[int]], ended: Iterable[str]
-    ) -> None:
-        assert self._tracer is not None
-        for name, ids in verified.items():
-            if name in gained:
-                self._tracer.block(name, self._runner.requests[name], ids, len(gained[name]))
-        for name in ended:
-            self._tracer.left(name, self._runner.requests[name])
-
     def _ends(self, name: str, new: Sequence[int]) -> bool:
         """The request's answer is complete; vLLM takes it out before the next step."""
         request = self._runner.requests[name]
@@ -161,12 +133,6 @@ def _without_leavings(ids: npt.NDArray[np.int32], lengths: Sequence[int]) -> npt
     """[B, T] with zeros beyond each row's length, where vLLM leaves what earlier requests had there, or -1."""
     used = np.arange(ids.shape[1]) < np.array(lengths)[:, None]
     return np.where(used, ids, 0).astype(np.int64)
-
-
-def _tokenizer(model_config: Any) -> Any:
-    from vllm.tokenizers import cached_tokenizer_from_config
-
-    return cached_tokenizer_from_config(model_config)
 
 
 def install() -> None:

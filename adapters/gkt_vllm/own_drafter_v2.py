@@ -1,22 +1,24 @@
 """Our drafters on vLLM's second model runner, in the place of a speculator of its own. Experimental.
 
 vLLM keeps tokens, lengths and drafts on the device, by slot. The lengths are read to the host once a step, which is
-what our drafters need; tokens, drafts and probabilities stay where they are.
+what our drafters need; tokens, drafts and probabilities stay where they are. Tracing reads each step's few tokens too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gkt_vllm.answers import ends_within
 from gkt_vllm.drafting import Block, Drafting
 from gkt_vllm.patching import replace
 from gkt_vllm.ranks import agreed
-from gkt_vllm.requests_v2 import listen
 from gkt_vllm.section import read_section
+from gkt_vllm.tracing import Tracer, open_tracer
 
 __all__ = ["OwnSpeculator", "install"]
 
@@ -24,6 +26,9 @@ _WHY = "our own drafter"
 
 _CERTAIN = ("prompt_lookup",)
 """Drafters that give no probabilities, so that none have to be kept."""
+
+_TRIALS = ("_warmup_", "_v2_mixed_warmup_")
+"""How the names of vLLM's own requests begin, with which it warms up."""
 
 
 class OwnSpeculator:
@@ -40,21 +45,25 @@ class OwnSpeculator:
         assert section is not None
         assert section.workers is not None
         assert section.workers.drafter is not None
-        self._certain = section.workers.drafter.drafter in _CERTAIN
+        self._settings = section.workers.drafter
+        self._certain = self._settings.drafter in _CERTAIN
+        self._config = vllm_config
+        self._longest = int(vllm_config.model_config.max_model_len)
         self._most = int(vllm_config.speculative_config.num_speculative_tokens)
         self._vocab_size = int(vllm_config.model_config.get_vocab_size())
         self._device = device
         self._states = req_states
-        self._params: list[Any] = [None] * req_states.max_num_reqs
-        """vLLM's sampling parameters of each slot."""
+        self._requests: dict[str, Any] = {}
+        """vLLM's record of each, which its first runner keeps, and the second one does not."""
+        self._tracer: Tracer | None = None
         ranks = int(vllm_config.parallel_config.tensor_parallel_size)
         self._drafting = Drafting(
-            section.workers.drafter,
+            self._settings,
             vocab_size=self._vocab_size,
             most=self._most,
-            longest=int(vllm_config.model_config.max_model_len),
+            longest=self._longest,
             device=device,
-            agree=agreed if ranks > 1 and section.workers.drafter.auto else None,
+            agree=agreed if ranks > 1 and self._settings.auto else None,
         )
         self._drafted: dict[str, int] = {}
         """How many tokens of each request are real in the last proposal."""
@@ -65,8 +74,9 @@ class OwnSpeculator:
         """Build the drafter, and make room for its probabilities."""
         self._drafting.load()
         if not self._certain:
-            shape = (len(self._params), self._most, self._vocab_size)
+            shape = (self._states.max_num_reqs, self._most, self._vocab_size)
             self.draft_logits = torch.zeros(shape, device=self._device)
+        self._tracer = open_tracer(self._config, self._settings)
 
     def init_cudagraph_manager(self, cudagraph_mode: object) -> None:
         """vLLM's; there is nothing to record."""
@@ -74,10 +84,15 @@ class OwnSpeculator:
     def capture(self) -> None:
         """vLLM's; there is nothing to record."""
 
-    def enter(self, name: str, sampling_params: Any, slot: int) -> None:
-        """A request has come."""
-        self._params[slot] = sampling_params
-        self._drafting.forget([name])
+    def begin(self, step: Any) -> None:
+        """A step begins. ``step``: vLLM's ``SchedulerOutput``."""
+        if self._tracer is not None:
+            self._tracer.take_out(step.finished_req_ids, self._requests)
+        for name in step.finished_req_ids:
+            self._requests.pop(name, None)
+        new = {data.req_id: _record(data) for data in step.scheduled_new_reqs}
+        self._requests |= new
+        self._drafting.forget([*step.finished_req_ids, *new])
 
     def propose(
         self,
@@ -104,14 +119,17 @@ class OwnSpeculator:
         slot_of = dict(zip(names, slots, strict=True))
         on_device = input_batch.idx_mapping.long()
         lengths, gained = torch.stack([self._states.total_len.gpu[on_device].long(), num_sampled.long()]).tolist()
-        verified = input_batch.num_draft_tokens_per_req
+        counts = input_batch.num_draft_tokens_per_req
+        verified = {} if counts is None else dict(zip(names, counts.tolist(), strict=True))
+        if self._tracer is not None:
+            self._trace(self._tracer, names, on_device, lengths, gained, verified)
         block = self._drafting.propose(
             dict(zip(names, lengths, strict=True)),
             [name for name, new in zip(names, gained, strict=True) if new],
-            lambda name: self._params[slot_of[name]],
+            lambda name: self._requests[name].sampling_params,
             lambda wanted, lengths: self._tokens([slot_of[name] for name in wanted], lengths),
             most=num_speculative_tokens,
-            verified={} if verified is None else dict(zip(names, verified.tolist(), strict=True)),
+            verified=verified,
         )
         self._drafted = {}
         if block is not None and block.ids is not None:
@@ -121,6 +139,38 @@ class OwnSpeculator:
             ids[rows, : block.ids.shape[1]] = block.ids
             self._keep_logits(block, [slot_of[name] for name in block.names])
         return ids
+
+    def _trace(
+        self,
+        tracer: Tracer,
+        names: Sequence[str],
+        slots: Tensor,
+        lengths: Sequence[int],
+        gained: Sequence[int],
+        verified: Mapping[str, int],
+    ) -> None:
+        """What became of the last block, whose drafts vLLM still has, and of whom the answer is complete.
+
+        :param slots: [rows] int64. ``lengths``, ``gained``: [rows] tokens so far, and in this step.
+        """
+        first = torch.tensor([lengths, gained], device=self._device)
+        places = (first[0] - first[1])[:, None] + torch.arange(self._most + 1, device=self._device)
+        new = self._states.all_token_ids.gpu[slots[:, None], places.clamp(max=self._longest - 1)]
+        rows = torch.cat([self._states.draft_tokens[slots], new], dim=1).tolist()
+        gains: dict[str, list[int]] = {}
+        drafted: dict[str, list[int]] = {}
+        ended: list[str] = []
+        for name, row, length, count in zip(names, rows, lengths, gained, strict=True):
+            if not count:
+                continue
+            answer, params = self._requests[name].output_token_ids, self._requests[name].sampling_params
+            gains[name] = row[self._most : self._most + count]
+            answer += gains[name]
+            if verified.get(name):
+                drafted[name] = row[: verified[name]]
+            if ends_within(params, gains[name], len(answer), self._longest - length + len(answer)):
+                ended.append(name)
+        tracer.step(self._requests, gains, drafted, ended)
 
     def shorten(self, names: Sequence[str], drafts: Sequence[list[int]]) -> list[list[int]]:
         """``drafts``, [rows] of the last proposal's tokens, with as many as are real: vLLM verifies no others."""
@@ -139,7 +189,7 @@ class OwnSpeculator:
             assert block.probs is None
             return
         assert block.ids is not None
-        temperatures = [float(self._params[slot].temperature) for slot in slots]
+        temperatures = [float(self._requests[name].sampling_params.temperature) for name in block.names]
         if not any(temperatures):  # greedy rows are compared with the target's best token only
             return
         probs = block.probs
@@ -150,22 +200,25 @@ class OwnSpeculator:
         self.draft_logits[at, : block.ids.shape[1]] = probs.float().log() * by_row[:, None, None]
 
 
+def _record(data: Any) -> Any:
+    """``data``: vLLM's ``NewRequestData``; that of a preempted request has its answer so far."""
+    record = SimpleNamespace(**vars(data), output_token_ids=list(data.prefill_token_ids[data.prompt_len :]))
+    if data.req_id.startswith(_TRIALS):
+        record.prompt_token_ids = None  # then it is not traced
+    return record
+
+
 def install() -> None:
-    """Make our speculator where the section asks for it, tell it of requests, and tell vLLM how much it drafted.
+    """Make our speculator where the section asks for it, tell it of steps, and tell vLLM how much it drafted.
 
     :raises BackendError: this vLLM has other functions.
     """
     from vllm.v1.worker.gpu import model_runner
 
-    listen(_enter)
     replace(model_runner, "init_speculator", ("vllm_config", "device", "req_states"), _wrap_init, _WHY)
     replace(model_runner.GPUModelRunner, "load_model", ("self",), _wrap_load, _WHY)
+    replace(model_runner.GPUModelRunner, "finish_requests", ("self", "scheduler_output"), _wrap_finish, _WHY)
     replace(model_runner.GPUModelRunner, "take_draft_token_ids", ("self",), _wrap_take, _WHY)
-
-
-def _enter(runner: Any, name: str, sampling_params: Any, slot: int) -> None:
-    if isinstance(runner.speculator, OwnSpeculator):
-        runner.speculator.enter(name, sampling_params, slot)
 
 
 def _wrap_init(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -189,6 +242,15 @@ def _wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
             self.model_memory_usage += profiler.consumed_memory  # what vLLM takes for its own cache comes after
 
     return load_model
+
+
+def _wrap_finish(original: Callable[..., Any]) -> Callable[..., Any]:
+    def finish_requests(self: Any, scheduler_output: Any) -> None:
+        if isinstance(self.speculator, OwnSpeculator):
+            self.speculator.begin(scheduler_output)
+        original(self, scheduler_output)
+
+    return finish_requests
 
 
 def _wrap_take(original: Callable[..., Any]) -> Callable[..., Any]:

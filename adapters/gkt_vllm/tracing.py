@@ -7,7 +7,7 @@ stop strings ended, is for the observers' thread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Any
 from gkt_plugins.config import TraceSection
 from gkt_plugins.contracts import TraceEvent
 from gkt_plugins.distill.traffic import TrafficRecorder
-from gkt_plugins.plugins import Plugins
+from gkt_plugins.plugins import Plugins, load_plugins
 from gkt_vllm.answers import answer_length
+from gkt_vllm.ranks import is_first_rank
+from gkt_vllm.section import DrafterSettings
 
-__all__ = ["Tracer"]
+__all__ = ["Tracer", "open_tracer"]
 
 _log = logging.getLogger("vllm.gkt")
 
@@ -83,6 +85,8 @@ class Tracer:
         self._load_tokenizer = load_tokenizer
         self._tokenizer: Any = None
         self._rows: dict[str, _Row] = {}
+        self._ended: set[str] = set()
+        """Requests whose answers are complete, and which vLLM has still to take out."""
         self._identities = count()
         label = "gkt_trace" if recorder is None else f"[trace] {recorder.path}"
         self._tell_gone = plugins.observer(label, self._finish)
@@ -95,19 +99,52 @@ class Tracer:
         base_dir: Path,
         *,
         target: str,
+        engine: int = 0,
         longest: int,
         load_tokenizer: Callable[[], Any],
     ) -> Tracer | None:
         """What ``[trace]`` and the installed plugins ask for; None where nobody would see anything.
 
         :param target: whose answers these are.
+        :param engine: which one of the server's, from 0.
         """
         if section is None and not plugins.tracing:
             return None
-        recorder = None if section is None else TrafficRecorder.from_section(section, base_dir, target=target)
+        recorder = None
+        if section is not None:
+            recorder = TrafficRecorder.from_section(section, base_dir, target=target, engine=engine)
         return cls(plugins, recorder, longest=longest, load_tokenizer=load_tokenizer)
 
-    def block(self, name: str, request: Any, drafted: Sequence[int], gained: int) -> None:
+    def step(
+        self,
+        requests: Mapping[str, Any],
+        gained: Mapping[str, Sequence[int]],
+        verified: Mapping[str, Sequence[int]],
+        ended: Iterable[str],
+    ) -> None:
+        """vLLM has done a step.
+
+        :param requests: vLLM's records of them, the new tokens included.
+        :param gained: the new tokens of each request that has any.
+        :param verified: drafted tokens that it verified, at least one, by request.
+        :param ended: whose answers are complete.
+        """
+        for name, ids in verified.items():
+            if name in gained:
+                self._note_block(name, requests[name], ids, len(gained[name]))
+        for name in ended:
+            if name not in self._ended:
+                self.left(name, requests[name])
+                self._ended.add(name)
+
+    def take_out(self, names: set[str], requests: Mapping[str, Any]) -> None:
+        """vLLM takes these requests out."""
+        for name in names - self._ended:
+            if (request := requests.get(name)) is not None:
+                self.left(name, request)
+        self._ended -= names
+
+    def _note_block(self, name: str, request: Any, drafted: Sequence[int], gained: int) -> None:
         """vLLM verified ``drafted`` of the request ``name``, which gained ``gained`` tokens by that, at least 1.
 
         :param request: vLLM's record of it, the new tokens included.
@@ -157,6 +194,28 @@ class Tracer:
                 self._tokenizer = _NoTokenizer()
                 _log.warning("gkt: answers that stop strings ended are not traced: no tokenizer here (%r)", exc)
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+
+def open_tracer(vllm_config: Any, settings: DrafterSettings) -> Tracer | None:
+    """This worker's; None where another rank of its engine acts for it, or nobody would see anything."""
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    if parallel.tensor_parallel_size > 1 and not is_first_rank():
+        return None
+
+    def load_tokenizer() -> Any:
+        from vllm.tokenizers import cached_tokenizer_from_config
+
+        return cached_tokenizer_from_config(model)
+
+    return Tracer.build(
+        load_plugins(),
+        None if settings.trace is None else TraceSection.model_validate(settings.trace),
+        Path(settings.base_dir),
+        target=str(model.model),
+        engine=int(parallel.data_parallel_index),
+        longest=int(model.max_model_len),
+        load_tokenizer=load_tokenizer,
+    )
 
 
 class _NoTokenizer:

@@ -218,7 +218,7 @@ class TraceSection(Section):
     path: str
     """The file of JSON lines to append to, relative to the configuration's folder."""
     max_bytes: PositiveInt = 67108864
-    """What is kept never takes more than this."""
+    """What is kept never takes more than this; inside vLLM, what each engine keeps."""
     when_full: Literal["stop", "rotate"] = "stop"
     """`stop` keeps the oldest answers, `rotate` the newest, the older half of them in a second file."""
     share: Share = 1.0

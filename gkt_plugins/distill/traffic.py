@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -28,7 +29,7 @@ from gkt_plugins.errors import ConfigError
 if TYPE_CHECKING:
     from gkt_plugins.config import TraceSection
 
-__all__ = ["FORMAT", "Positions", "TrafficRecorder", "older_half", "read_traffic"]
+__all__ = ["FORMAT", "Positions", "TrafficRecorder", "engine_file", "older_half", "read_traffic"]
 
 _log = logging.getLogger(__name__)
 
@@ -95,10 +96,12 @@ class TrafficRecorder:
         self._lock = threading.Lock()
 
     @classmethod
-    def from_section(cls, section: TraceSection, base_dir: Path, *, target: str = "") -> TrafficRecorder:
-        """What ``[trace]`` says."""
+    def from_section(
+        cls, section: TraceSection, base_dir: Path, *, target: str = "", engine: int = 0
+    ) -> TrafficRecorder:
+        """What ``[trace]`` says. ``engine``: which one of a server's, from 0; each has a file of its own."""
         options = section.model_dump(exclude={"path"})
-        return cls(base_dir / section.path, **options, target=target)
+        return cls(engine_file(base_dir / section.path, engine), **options, target=target)
 
     def __call__(self, event: TraceEvent) -> None:
         """Take in one block of one row. Called on the observers' thread."""
@@ -179,6 +182,11 @@ def older_half(path: Path) -> Path:
     return path.with_name(path.name + ".old")
 
 
+def engine_file(path: Path, engine: int) -> Path:
+    """Where engine number ``engine`` of a server records; the first one's, 0, is ``path`` itself."""
+    return path.with_stem(f"{path.stem}-engine{engine}") if engine else path
+
+
 def _is_still(file: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
@@ -199,7 +207,9 @@ def _whole_lines(file: int) -> int:
 
 
 def read_traffic(path: Path, *, positions: Positions = "answers", vocab_size: int | None = None) -> list[Sample]:
-    """What :class:`TrafficRecorder` wrote to ``path``, oldest first, :func:`older_half` included.
+    """What :class:`TrafficRecorder` wrote to ``path``, oldest first; then what a server's other engines did.
+
+    Included are :func:`older_half` and :func:`engine_file`, as many as there are.
 
     A last line that is half written is left out, with one warning.
 
@@ -211,8 +221,7 @@ def read_traffic(path: Path, *, positions: Positions = "answers", vocab_size: in
         the vocabulary, or there is nothing to train on.
     """
     samples: list[Sample] = []
-    older = older_half(path)
-    for part in [older, path] if older.is_file() else [path]:
+    for part in _parts(path):
         for number, line in _lines(part):
             where = f"traffic file {str(part)!r}, line {number}"
             found = list(_samples(_parsed(line, where), positions))
@@ -226,6 +235,17 @@ def read_traffic(path: Path, *, positions: Positions = "answers", vocab_size: in
         wanted = "recorded answer" if positions == "answers" else "rejected token"
         raise ConfigError(f"traffic file {str(path)!r} holds no {wanted}; record with [trace] in gkt.toml first")
     return samples
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files that there are of ``path``; itself where there is none."""
+    engines = {0}
+    for file in path.parent.glob(f"{glob.escape(path.stem)}-engine*{glob.escape(path.suffix)}"):
+        number = file.stem.removeprefix(f"{path.stem}-engine")
+        if number.isdecimal():
+            engines.add(int(number))
+    files = [engine_file(path, engine) for engine in sorted(engines)]
+    return [part for file in files for part in (older_half(file), file) if part.is_file()] or [path]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -8,13 +8,14 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from gkt_plugins.config import load_config
+from gkt_plugins.config import TraceSection, load_config
 from gkt_plugins.contracts import Sampling, TraceEvent
 from gkt_plugins.distill.samples import Sample, fixed_key
-from gkt_plugins.distill.traffic import TrafficRecorder, older_half, read_traffic
+from gkt_plugins.distill.traffic import TrafficRecorder, engine_file, older_half, read_traffic
 from gkt_plugins.errors import ConfigError
 from gkt_plugins.speculation.loop import DecodeLoop
 from gkt_plugins.speculation.requests import DecodeRequest
@@ -226,6 +227,28 @@ def test_several_processes_write_to_one_file_and_rotate_it(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
+
+
+def test_what_all_engines_of_a_server_recorded_is_read_by_the_first_ones_name(tmp_path):
+    section = TraceSection(path="traffic[a].jsonl", max_bytes=1000, when_full="rotate")
+    kept = 0
+    for engine in (10, 2):
+        recorder = TrafficRecorder.from_section(section, tmp_path, engine=engine)
+        for n in range(30):
+            answer(recorder, n, prompt=(engine, n))
+        size = sum(part(recorder.path).stat().st_size for part in (older_half, Path))
+        assert size <= 1000  # each has as much
+        kept += len(read_traffic(recorder.path))
+    (tmp_path / "traffic[a]-engine.jsonl").write_text("not a recorder's")
+    path = tmp_path / section.path
+    samples = read_traffic(path)  # the first engine has nothing to tell yet
+    assert len(samples) == kept > 10
+    answer(TrafficRecorder.from_section(section, tmp_path), 0, prompt=(0, 0))
+    answers = [sample.prompt for sample in read_traffic(path)]
+    assert answers == sorted(answers)
+    assert {engine for engine, _ in answers} == {0, 2, 10}
+    assert engine_file(path, 0) == path
+    assert engine_file(path, 2) == tmp_path / "traffic[a]-engine2.jsonl"
 
 
 @pytest.fixture

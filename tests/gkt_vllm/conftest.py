@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gkt_plugins.plugins import Plugins
 from gkt_plugins.testing.plugins import write_distribution
 from gkt_vllm.own_drafter import OwnDrafter
 
@@ -163,10 +164,31 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def open_runner(tmp_path: Path, third_party: Any) -> Callable[..., FakeRunner]:
-    """``open_runner(trace=…)``: a runner whose drafter counts; ``trace`` is the section of that name."""
+def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """``closed()``: lets the observers of all plugins that were loaded since then finish."""
+    loaded = []
+    observer = Plugins.observer
 
-    def open_runner(trace: Mapping[str, Any] | None = None, **settings: Any) -> FakeRunner:
+    def watched(self: Plugins, label: str, call: Callable[[Any], object]) -> Callable[[Any], None]:
+        loaded.append(self)
+        return observer(self, label, call)
+
+    def closed() -> None:
+        for plugins in loaded:
+            plugins.close()
+
+    monkeypatch.setattr(Plugins, "observer", watched)
+    return closed
+
+
+@pytest.fixture
+def open_runner(tmp_path: Path, third_party: Any) -> Callable[..., FakeRunner]:
+    """``open_runner(trace=…)``: a runner whose drafter counts; ``trace`` is the section of that name.
+
+    ``engine``: which one of several data-parallel engines of a server.
+    """
+
+    def open_runner(trace: Mapping[str, Any] | None = None, engine: int = 0, **settings: Any) -> FakeRunner:
         drafter: dict[str, Any] = {"drafter": "counting", "drafter_options": {}, "base_dir": str(tmp_path)}
         drafter |= {"auto": False, "trace": trace} | settings
         section = {"config": "gkt.toml", "workers": {"drafter": drafter}}
@@ -175,7 +197,7 @@ def open_runner(tmp_path: Path, third_party: Any) -> Callable[..., FakeRunner]:
                 additional_config={"gkt": json.loads(json.dumps(section))},
                 device_config=SimpleNamespace(device="cpu"),
                 model_config=SimpleNamespace(max_model_len=LONGEST, get_vocab_size=lambda: 100, model="models/target"),
-                parallel_config=SimpleNamespace(tensor_parallel_size=1),
+                parallel_config=SimpleNamespace(tensor_parallel_size=1, data_parallel_index=engine),
                 speculative_config=SimpleNamespace(num_speculative_tokens=MOST),
             )
         )

@@ -10,26 +10,11 @@ import pytest
 
 from gkt_plugins.config import TraceSection
 from gkt_plugins.distill.traffic import read_traffic
-from gkt_plugins.plugins import Plugins
 from gkt_plugins.testing.plugins import plugins_from
 from gkt_vllm.answers import answer_length
 from gkt_vllm.tracing import Tracer
 
 TRACE = {"path": "traffic.jsonl"}
-
-
-@pytest.fixture(autouse=True)
-def closed(monkeypatch):
-    """All plugins that are loaded, so that a test can let their observers finish."""
-    loaded = []
-    observer = Plugins.observer
-
-    def watched(self, label, call):
-        loaded.append(self)
-        return observer(self, label, call)
-
-    monkeypatch.setattr(Plugins, "observer", watched)
-    return lambda: [plugins.close() for plugins in loaded]
 
 
 @pytest.fixture
@@ -66,6 +51,19 @@ def test_a_finished_answer_is_a_line_that_distillation_reads(open_runner, lines,
     }
     [sample] = read_traffic(tmp_path / "traffic.jsonl", vocab_size=100)
     assert (sample.prompt, sample.answer) == ((10,), (11, 12, 40, 41, 42))
+
+
+def test_each_engine_of_a_server_has_a_file_of_its_own_and_distillation_reads_them_together(
+    open_runner, closed, tmp_path
+):
+    for engine in range(3):
+        answer(open_runner(TRACE, engine=engine), prompt=(10 + engine,), max_tokens=5)
+    closed()
+    files = [tmp_path / name for name in ("traffic.jsonl", "traffic-engine1.jsonl", "traffic-engine2.jsonl")]
+    for engine, file in enumerate(files):
+        [line] = map(json.loads, file.read_text().splitlines())
+        assert line["prompt"] == [10 + engine]
+    assert [sample.prompt for sample in read_traffic(files[0])] == [(10,), (11,), (12,)]
 
 
 def test_answers_without_drafts_are_recorded_too(open_runner, lines):

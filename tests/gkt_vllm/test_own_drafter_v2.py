@@ -32,14 +32,31 @@ class FakeRunner:
         self._sampling_params = sampling_params
         self._slots: dict[str, int] = {}
         self._scheduled: dict[str, int] = {}
+        self._new: list[Any] = []
 
-    def add(self, name: str, slot: int, prompt: Sequence[int], **params: Any) -> None:
-        """A request comes into a slot, whose last owner's tokens are still there."""
+    def add(self, name: str, slot: int, prompt: Sequence[int], answer: Sequence[int] = (), **params: Any) -> None:
+        """A request comes into a slot, whose last owner's tokens are still there.
+
+        :param answer: what there is of it already; it was preempted.
+        """
         self._slots[name] = slot
         self._scheduled.pop(name, None)
-        self._states.all_token_ids.gpu[slot, : len(prompt)] = torch.tensor(prompt)
-        self._states.total_len.gpu[slot] = len(prompt)
-        self.speculator.enter(name, self._sampling_params(**params), slot)
+        known = [*prompt, *answer]
+        self._states.all_token_ids.gpu[slot, : len(known)] = torch.tensor(known)
+        self._states.total_len.gpu[slot] = len(known)
+        self._states.draft_tokens[slot] = 0
+        self._new.append(
+            SimpleNamespace(
+                req_id=name,
+                prompt_token_ids=list(prompt),
+                prompt_len=len(prompt),
+                prefill_token_ids=known,
+                sampling_params=self._sampling_params(**params),
+                mm_features=[],
+                prompt_embeds=None,
+                lora_request=None,
+            )
+        )
 
     def step(
         self,
@@ -47,8 +64,16 @@ class FakeRunner:
         *,
         most: int | None = None,
         verified: Mapping[str, int] | None = None,
+        finished: Sequence[str] = (),
     ) -> dict[str, list[int]]:
-        """One step of the requests in ``sampled``, in that order; what vLLM is told to verify in the next."""
+        """One step of the requests in ``sampled``, in that order; what vLLM is told to verify in the next.
+
+        :param finished: who leaves before it.
+        """
+        self.speculator.begin(SimpleNamespace(finished_req_ids=set(finished), scheduled_new_reqs=self._new))
+        self._new = []
+        if not sampled:
+            return {}
         names = list(sampled)
         slots = [self._slots[name] for name in names]
         for slot, new in zip(slots, sampled.values(), strict=True):
@@ -66,6 +91,7 @@ class FakeRunner:
         gained = torch.tensor([len(new) for new in sampled.values()], dtype=torch.int32)
         ids = self.speculator.propose(batch, None, {}, None, None, gained, None, num_speculative_tokens=most)
         assert ids.shape == (len(names), MOST)
+        self._states.draft_tokens[slots] = ids
         drafts = dict(zip(names, self.speculator.shorten(names, ids.tolist()), strict=True))
         self._scheduled = {name: len(draft) for name, draft in drafts.items() if draft}
         return drafts
@@ -75,18 +101,24 @@ class FakeRunner:
 def open_runner(tmp_path, third_party, sampling_params) -> Callable[..., FakeRunner]:
     """``open_runner(drafter="model", …)``: a runner; by default with the third party's drafter, which counts."""
 
-    def open_runner(drafter: str = "counting", vocab_size: int = 100, **options: Any) -> FakeRunner:
+    def open_runner(
+        drafter: str = "counting", vocab_size: int = 100, trace: Mapping[str, Any] | None = None, **options: Any
+    ) -> FakeRunner:
         settings = {"drafter": drafter, "drafter_options": options, "base_dir": str(tmp_path), "auto": False}
+        settings |= {"trace": trace}
         section = {"config": "gkt.toml", "workers": {"drafter": settings}}
         states = SimpleNamespace(
             max_num_reqs=SLOTS,
             all_token_ids=SimpleNamespace(gpu=torch.full((SLOTS, LONGEST), 77, dtype=torch.int32)),
             total_len=SimpleNamespace(gpu=torch.zeros(SLOTS, dtype=torch.int32)),
+            draft_tokens=torch.zeros(SLOTS, MOST, dtype=torch.int64),
         )
         config = SimpleNamespace(
             additional_config={"gkt": json.loads(json.dumps(section))},
-            model_config=SimpleNamespace(max_model_len=LONGEST, get_vocab_size=lambda: vocab_size),
-            parallel_config=SimpleNamespace(tensor_parallel_size=1),
+            model_config=SimpleNamespace(
+                max_model_len=LONGEST, get_vocab_size=lambda: vocab_size, model="models/target"
+            ),
+            parallel_config=SimpleNamespace(tensor_parallel_size=1, data_parallel_index=0),
             speculative_config=SimpleNamespace(num_speculative_tokens=MOST),
         )
         speculator = OwnSpeculator(config, torch.device("cpu"), states)
@@ -265,7 +297,47 @@ def test_vllm_schedules_no_step_ahead_and_an_operator_who_wants_that_is_told(sta
         started.async_scheduling(True)
 
 
-def test_traffic_that_is_not_recorded_there_is_said_to_be_not(start):
+def test_traffic_is_recorded_there_too_and_the_banner_says_so(start, tmp_path):
     started = start("0.32.0", "1", '[trace]\npath = "traffic"\n')
-    assert any("first model runner only" in note for note in started.notes)
-    assert not any("recording" in active for active in started.active)
+    assert f"recording answers in {tmp_path / 'traffic'}" in started.active
+
+
+def preempted(runner: FakeRunner, name: str = "a", **params: Any) -> None:
+    """A block with a rejection, a preemption, and the end in the middle of a block; another request goes on beside."""
+    runner.add("other", 4, [30])
+    runner.add(name, 3, [10], max_tokens=6, **params)
+    runner.step({name: [11], "other": [31]})
+    runner.step({"other": [50], name: [12, 40]})  # 13 was drafted, and rejected
+    runner.add(name, 1, [10], [11, 12, 40], max_tokens=6, **params)
+    runner.step({"other": [70, 71], name: []})  # vLLM reads it again
+    runner.step({name: [41]})
+    runner.step({name: [42, 43, 44]}, verified={name: 2})
+    runner.step({}, finished=[name])
+
+
+def test_an_answer_is_a_line_as_on_the_first_runner_also_after_a_preemption(open_runner, closed, tmp_path):
+    preempted(open_runner(trace={"path": "traffic.jsonl"}))
+    closed()
+    assert [json.loads(line) for line in (tmp_path / "traffic.jsonl").read_text().splitlines()] == [
+        {
+            "gkt_traffic": 1, "target": "models/target", "request": "a",
+            "prompt": [10], "answer": [11, 12, 40, 41, 42, 43], "rejected": [2],
+        }
+    ]  # fmt: skip
+
+
+def test_plugins_are_told_of_the_drafts_that_vllm_verified_there(open_runner, third_party, closed, monkeypatch):
+    monkeypatch.setenv("GKT_TRACE", "on")
+    preempted(open_runner())
+    closed()
+    first, last = [event for event in third_party.told if event.request_id == "a"]
+    assert (first.token_ids, first.drafted, first.accepted, first.kept) == ((10, 11), (12, 13, 14, 15), 1, (12, 40))
+    assert (last.token_ids, last.drafted, last.accepted) == ((10, 11, 12, 40, 41), (42, 43), 2)
+    assert (last.kept, last.finished) == ((42, 43), True)
+
+
+@pytest.mark.parametrize("name", ["_warmup_0_", "_v2_mixed_warmup_decode_"])
+def test_what_vllm_itself_asks_to_warm_up_is_not_recorded(open_runner, closed, tmp_path, name):
+    preempted(open_runner(trace={"path": "traffic.jsonl"}), name)
+    closed()
+    assert not (tmp_path / "traffic.jsonl").exists()
