@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gkt_plugins._wording import suggestion
 from gkt_plugins.errors import ConfigError
 from gkt_vllm.asked import EPSILON, GAMMA, check_epsilon, check_gamma
 from gkt_vllm.section import WorkerSettings
@@ -41,6 +42,9 @@ class Bounds:
 
         :raises ConfigError: it asks for what is no leniency or draft length, or for what the operator does not allow.
         """
+        for name in asked:
+            if name.startswith("gkt_") and name not in (EPSILON, GAMMA):
+                raise ConfigError(f"{name} is nothing that a request can ask for; {suggestion(name, (EPSILON, GAMMA))}")
         epsilon = check_epsilon(asked[EPSILON], self.least) if EPSILON in asked else self.epsilon
         if GAMMA not in asked:
             return epsilon

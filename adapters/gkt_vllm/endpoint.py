@@ -9,6 +9,7 @@ from typing import Any
 
 from gkt_plugins.errors import BackendError, GktError
 from gkt_vllm import has_section
+from gkt_vllm.registering import ended
 
 __all__ = ["GktEndpoint"]
 
@@ -40,7 +41,7 @@ class GktEndpoint:
         try:
             await _open(engine_client, state, args)
         except GktError as exc:  # who starts a server reads one sentence, not the way through vLLM
-            raise SystemExit(f"gkt-plugins: {exc}") from exc
+            raise ended(exc) from exc
 
 
 async def _open(engine_client: Any, state: Any, args: Namespace) -> None:

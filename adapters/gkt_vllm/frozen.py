@@ -85,6 +85,11 @@ def read_text(path: Path) -> str:
     """:raises ConfigError: it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark before it
+    except FileNotFoundError as exc:
+        raise ConfigError(
+            f"additional_config.gkt.config must name a file, and there is none at {str(path)!r}; a relative path "
+            "starts where vLLM is started"
+        ) from exc
     except (OSError, UnicodeDecodeError):
         load_config(path)  # which says what is wrong with it
         raise

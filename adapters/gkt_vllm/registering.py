@@ -11,7 +11,7 @@ from gkt_plugins.errors import BackendError, GktError
 from gkt_vllm import has_section
 from gkt_vllm.patching import replace, replaced
 
-__all__ = ["register"]
+__all__ = ["ended", "register"]
 
 _log = logging.getLogger("vllm.gkt")
 
@@ -43,6 +43,11 @@ def register() -> None:
         _unfit = f"{exc}"
 
 
+def ended(error: GktError) -> SystemExit:
+    """What a process of vLLM's ends with; each sentence says whose it is."""
+    return SystemExit("\n".join(f"gkt-plugins: {line}" for line in str(error).splitlines()))
+
+
 def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not has_section(self.additional_config):
@@ -59,7 +64,7 @@ def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., An
         except GktError as exc:
             # Who starts a command of vLLM's reads one sentence, not the way through vLLM.
             if context in (UsageContext.OPENAI_API_SERVER, UsageContext.OPENAI_BATCH_RUNNER):
-                raise SystemExit(f"gkt-plugins: {exc}") from exc
+                raise ended(exc) from exc
             raise
 
     return create_engine_config

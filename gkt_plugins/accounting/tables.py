@@ -49,13 +49,19 @@ def _keep_whole(table: Table) -> None:
             column.min_width = max(len(line) for cell in cells for line in cell.split("\n"))
 
 
+def _estimated(calls: int) -> Text:
+    if calls == 1:
+        return Text("1 call is estimated: its engine did not report it.")
+    return Text(f"{calls:,} calls are estimated: their engine did not report them.")
+
+
 def _parts(report: Report) -> Iterator[RenderableType]:
     if not report.total.calls:
         yield Text("The ledger holds no calls in this time.")
         return
     yield _usage_table(report)
     if report.total.estimated_calls:
-        yield Text(f"{report.total.estimated_calls} calls are estimated: their engine did not report them.")
+        yield _estimated(report.total.estimated_calls)
     yield from _teacher_alone(report.teacher_alone)
 
 
@@ -170,7 +176,7 @@ def _reconciliation_parts(result: Reconciliation) -> Iterator[RenderableType]:
     yield table
     estimated = {difference.model: difference.estimated_calls for difference in result.differences}
     if any(estimated.values()):
-        yield Text(f"{sum(estimated.values()):,} calls are estimated: their engine did not report them.")
+        yield _estimated(sum(estimated.values()))
     outcome = "Everything agrees" if result.agrees else "Not everything agrees"
     yield Text(f"{outcome} within {float(result.tolerance):.4g} of the bill, over {result.calls:,} calls.")
 

@@ -217,7 +217,7 @@ def test_a_bill_that_agrees_ends_with_zero_and_says_within_what(books: Path) -> 
     assert done.exit_code == 0, done.output
     assert "Everything agrees within 0.01 of the bill, over 2 calls." in done.stdout
     assert "USD 0.00525" in done.stdout
-    assert "1 calls are estimated" in done.stdout
+    assert "1 call is estimated" in done.stdout
 
 
 def test_a_bill_that_does_not_agree_ends_with_one_and_says_where(books: Path) -> None:

@@ -41,6 +41,12 @@ def test_a_draft_length_is_for_our_own_drafter_and_without_drafts_nothing_is_len
         Bounds.of(OWN).check({"gkt_gamma": -1})
 
 
+def test_a_wish_of_ours_that_is_misspelt_is_refused_and_one_of_others_is_none_of_ours():
+    with pytest.raises(ConfigError, match=r"gkt_gama is nothing .* did you mean 'gkt_gamma'\?"):
+        Bounds.of(OWN).check({"gkt_gama": 2})
+    assert Bounds.of(OWN).check({"other": 2}) == 0.8
+
+
 @pytest.mark.parametrize(
     ("body", "found"),
     [

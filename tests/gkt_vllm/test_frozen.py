@@ -71,5 +71,5 @@ def test_a_file_that_no_environment_holds_is_refused_and_a_large_one_is_not(file
 
 def test_a_file_that_is_not_there_is_named(file):
     file.unlink()
-    with pytest.raises(ConfigError, match="there is no configuration at"):
+    with pytest.raises(ConfigError, match="must name a file, and there is none at"):
         freeze(file)

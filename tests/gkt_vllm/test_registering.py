@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gkt_plugins.errors import BackendError
+from gkt_plugins.errors import BackendError, GktError
 from gkt_vllm import registering
 from gkt_vllm.versions import TRIED
 
@@ -83,6 +83,10 @@ def test_a_command_of_vllms_says_so_in_one_sentence(installed, context):
     args = sys.modules["vllm.engine.arg_utils"].EngineArgs(SECTION)
     with pytest.raises(SystemExit, match="gkt-plugins: workers of this vLLM cannot be prepared"):
         args.create_engine_config(context)
+
+
+def test_of_several_sentences_each_says_whose_it_is():
+    assert str(registering.ended(GktError("one\ntwo"))) == "gkt-plugins: one\ngkt-plugins: two"
 
 
 class Refusing(EngineArgs):
