@@ -215,7 +215,12 @@ def _draft(
     refuse_second_runner(filled["method"], version, os.environ)
     start.speculative_config = filled
     hub = f" {options['draft']} of the Hub" if speculation.drafter == "model" and folder is None else ""
-    start.active.append(f"drafts by {speculation.drafter}{hub}, {gamma} tokens a block")
+    tokens = f"{gamma} tokens a block"
+    if own and speculation.gamma == "auto":
+        tokens = f"as many tokens a block as pay, {gamma} at most"
+    if config.vllm.largest_batch is not None:
+        tokens += f", none in batches of more than {config.vllm.largest_batch}"
+    start.active.append(f"drafts by {speculation.drafter}{hub}, {tokens}")
 
 
 def _own_method(start: Start, version: str) -> dict[str, Any]:

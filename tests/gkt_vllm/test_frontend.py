@@ -47,6 +47,7 @@ def test_prompt_lookup_becomes_vllms_own_n_grams(start):
 def test_drafts_end_where_the_configuration_says_batches_are_too_large(start):
     started = start(f"[speculation]\n{DRAFT}gamma = 4\n[vllm]\nlargest_batch = 8")
     assert started.speculative_config["num_speculative_tokens_per_batch_size"] == [[1, 8, 4], [9, 9, 0]]
+    assert started.active == ["drafts by model, 4 tokens a block, none in batches of more than 8"]
 
 
 def test_an_automatic_gamma_is_a_fixed_one_in_vllm_and_said_to_be(start):
@@ -60,6 +61,7 @@ def test_our_own_drafter_is_a_custom_class_that_workers_build(start):
     assert started.speculative_config["method"] == "custom_class"
     drafter = started.section.workers.drafter
     assert (drafter.drafter, drafter.auto) == ("model", True)
+    assert started.active == ["drafts by model, as many tokens a block as pay, 5 at most"]
     assert Path(drafter.base_dir).is_absolute()
 
 
