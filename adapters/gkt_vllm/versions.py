@@ -41,7 +41,7 @@ def check_version(version: str, *, allow_untested: bool) -> str | None:
     tried = ", ".join(TRIED)
     if not allow_untested:
         raise BackendError(
-            f"vLLM {version} was not tried with gkt-plugins, which was with {tried}; install one of those, or set "
+            f"vLLM {version} was not tried with gkt-plugins ({tried} were); install one of those, or set "
             "vllm.allow_untested_version = true"
         )
     return f"vLLM {version} was not tried; tried: {tried}"
