@@ -14,6 +14,7 @@ import httpx2
 from starlette.types import ASGIApp
 
 from gkt_vllm.own_words import OwnWords
+from gkt_vllm.spoken import without_thoughts
 
 __all__ = ["InnerTransport", "UnderWay", "under_way"]
 
@@ -55,7 +56,8 @@ class InnerTransport(httpx2.AsyncBaseTransport):
         headers.append((b"content-length", b"%d" % len(data)))
         headers.append((b"x-request-id", f"{now.request_id}-{next(now.numbers)}".encode()))
         scope = {**now.scope, "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
-        call = _Call(self.app, scope | {"headers": headers, "state": dict(now.scope.get("state") or {})}, data)
+        scope |= {"headers": headers, "state": dict(now.scope.get("state") or {})}
+        call = _Call(self.app, scope, data, goes_on=bool(asked.get("continue_final_message")))
         return await call.response(request)
 
     async def aclose(self) -> None:
@@ -65,7 +67,9 @@ class InnerTransport(httpx2.AsyncBaseTransport):
 class _Call(httpx2.AsyncByteStream):
     """One inner request, on a task of its own."""
 
-    def __init__(self, app: ASGIApp, scope: dict[str, Any], data: bytes) -> None:
+    def __init__(self, app: ASGIApp, scope: dict[str, Any], data: bytes, *, goes_on: bool) -> None:
+        """``goes_on``: with a chat's answer that has begun."""
+        self._goes_on = goes_on
         self._messages: asyncio.Queue[MutableMapping[str, Any] | BaseException | None] = asyncio.Queue()
         self._unread = [data]
         self._gone = asyncio.Event()
@@ -111,7 +115,7 @@ class _Call(httpx2.AsyncByteStream):
             message = await self._next()
             more = message.get("more_body", False)
             if part := message.get("body", b""):
-                yield part
+                yield without_thoughts(part) if self._goes_on else part
 
     async def aclose(self) -> None:
         """The client has gone: vLLM aborts what still runs."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["ADDRESSES", "as_chunk", "as_object", "event_data", "is_usage_alone"]
+__all__ = ["ADDRESSES", "as_chunk", "as_object", "event_data", "is_usage_alone", "without_thoughts"]
 
 ADDRESSES = frozenset(
     {
@@ -90,3 +90,22 @@ def _ends(found: Mapping[str, Any]) -> bool:
 def is_usage_alone(chunk: Mapping[str, Any]) -> bool:
     """Whether the chunk is the one that ``stream_options.include_usage`` asks for."""
     return chunk.get("choices") == [] and chunk.get("usage") is not None
+
+
+def without_thoughts(part: bytes) -> bytes:
+    """``part``, a whole chat or events of one whose answer had begun, with what vLLM took for the model's thoughts as
+    text: most of its reasoning parsers take all for thoughts that no end of thoughts comes before, and an answer that
+    goes on has none."""
+    if b'"reasoning' not in part:
+        return part
+    return b"\n".join([_line_without_thoughts(line) for line in part.split(b"\n")])
+
+
+def _line_without_thoughts(line: bytes) -> bytes:
+    data = line.removeprefix(b"data:")
+    found = as_object(data)
+    for choice in (found or {}).get("choices") or ():
+        said = choice.get("delta") or choice.get("message") or {}
+        thoughts = [said.pop(name, None) for name in ("reasoning", "reasoning_content")]
+        said["content"] = (thoughts[0] or thoughts[1] or "") + (said.get("content") or "")
+    return line if found is None else line[: len(line) - len(data)] + orjson.dumps(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
@@ -15,6 +16,7 @@ import openai
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from transformers import AutoTokenizer
 
 from gkt_plugins.accounting.records import read_records
 from gkt_plugins.contracts import BuildContext, Call, Prompt, Sampling
@@ -155,8 +157,13 @@ def server(
         text = PIPELINE.format(url=teacher.url, ledger=folder / "ledger.db") + DRAFT
         (folder / "gkt.toml").write_text(text)
         options = "--served-model-name small --dtype float32 --enforce-eager --max-model-len 512 --max-num-seqs 16"
-        command = [sys.executable, "-m", "gkt_plugins.cli", "vllm", "serve", str(model_dir("teacher"))]
+        model = shutil.copytree(model_dir("teacher"), folder / "model")
+        thinking = AutoTokenizer.from_pretrained(model)
+        thinking.add_tokens(["<think>", "</think>"])  # which the model never writes, so that all is taken for thoughts
+        thinking.save_pretrained(model)
+        command = [sys.executable, "-m", "gkt_plugins.cli", "vllm", "serve", str(model)]
         command += ["--gkt", str(folder / "gkt.toml"), *options.split(), "--api-server-count", "2"]
+        command += ["--reasoning-parser", "deepseek_r1"]
         with serving(folder, {free_port(): command}) as [url]:
             yield url, folder
 
@@ -212,3 +219,18 @@ async def test_a_client_is_told_of_the_drafts_in_its_answer(server):
         assert plain.metrics["speculative_decoding"]["num_draft_tokens"] > 0
     else:
         assert "drafted_tokens" not in guided.usage.gkt["student"]
+
+
+async def test_where_a_server_parses_thoughts_a_guided_answer_goes_on_as_text(server):
+    url, _ = server
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+    request = asked(0) | {"temperature": 0}
+    alone = await client.chat.completions.create(**request, logprobs=True)
+    assert alone.choices[0].message.content is None
+    assert alone.choices[0].message.reasoning
+    whole = await client.chat.completions.create(**request)
+    text = whole.choices[0].message.content
+    assert len(text) > len("Plan: 22 *3 *2 +6 +12.")
+    assert whole.gkt["route"] == "guided"
+    stream = await client.chat.completions.create(**request, stream=True)
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -68,3 +69,31 @@ async def test_a_preset_decides_what_a_request_does_not_say(guided):
     await server.client.post("/v1/chat/completions", {**CHAT, "temperature": 0.9, "top_p": 0.7})
     [asked] = server.vllm.bodies
     assert (asked["temperature"], asked["max_tokens"], asked["top_p"]) == (0.0, 340 - 4, 0.7)
+
+
+def thinking(key: str, text: str, *, stream: bool) -> dict[str, Any]:
+    """What a server with a reasoning parser answers."""
+    said = {"delta" if stream else "message": {"role": "assistant", "content": None, key: text}}
+    return {"choices": [{"index": 0, **said, "finish_reason": None if stream else "stop"}]}
+
+
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])
+async def test_what_vllm_takes_for_thoughts_is_text_where_an_answer_goes_on(guided, key):
+    server, _ = await guided()
+    server.vllm.whole = thinking(key, " are thirty.", stream=False)
+    answer = (await server.client.post("/v1/chat/completions", CHAT)).json()
+    assert answer["choices"][0]["message"]["content"] == "Ten and twenty are thirty."
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    server.vllm.events = [thinking(key, text, stream=True) for text in (" are", " thirty.")] + [end]
+    async with server.client.stream("/v1/chat/completions", {**CHAT, "stream": True}) as reply:
+        chunks = [json.loads(event) for event in [event async for event in reply.events()][:-1]]
+    texts = [choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(texts) == "Ten and twenty are thirty."
+
+
+async def test_thoughts_are_no_text_where_the_student_answers_alone(guided):
+    server, _ = await guided()
+    server.vllm.whole = thinking("reasoning", "Hm.", stream=False)
+    body = {**CHAT, "gkt": {"guidance_tokens": 0}}
+    answer = (await server.client.post("/v1/chat/completions", body)).json()
+    assert answer["choices"][0]["message"]["content"] == ""
