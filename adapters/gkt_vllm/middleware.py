@@ -46,9 +46,7 @@ class GktMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            if (opened := getattr(scope["app"].state, "gkt", None)) is not None:
-                await opened.stack.aclose()
+            await self._app(scope, receive, _closing_first(send, scope["app"].state))
             return
         path = _path(scope)
         serving: Serving | None = getattr(scope["app"].state, "gkt", None) if path in ADDRESSES else None
@@ -125,6 +123,17 @@ class GktMiddleware:
             turn, self._app, inner, receive, role=serving.role, said=said, hides_usage=asking is not None
         )
         await _answered(turn, passing, UnderWay(scope, asked.request_id, adapter))
+
+
+def _closing_first(send: Send, state: Any) -> Send:
+    """``send``, which closes what is open before it tells that all is over: the event loop ends then."""
+
+    async def closing(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "lifespan.shutdown.complete" and (opened := getattr(state, "gkt", None)) is not None:
+            await opened.stack.aclose()
+        await send(message)
+
+    return closing
 
 
 async def _answered(turn: Turn, work: Awaitable[None], now: UnderWay) -> None:

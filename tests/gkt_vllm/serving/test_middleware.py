@@ -180,3 +180,22 @@ async def test_a_server_that_is_too_busy_for_guided_requests_is_not_left_alone_b
         assert (await server.client.post("/v1/chat/completions", CHAT)).status == 503
     server.vllm.status = 200
     assert (await server.client.post("/v1/chat/completions", CHAT)).status == 200
+
+
+async def test_what_is_open_is_closed_before_the_server_is_told_to_be_over(serve):
+    server = await serve()
+    received = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    told = []
+
+    async def receive() -> Any:
+        return received.pop(0)
+
+    async def send(message: Any) -> None:
+        try:
+            is_open = bool(server.serving.state.opened)
+        except RuntimeError:
+            is_open = False
+        told.append((message["type"], is_open))
+
+    await server.app({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+    assert told == [("lifespan.startup.complete", True), ("lifespan.shutdown.complete", False)]
