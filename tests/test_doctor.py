@@ -122,6 +122,7 @@ def test_a_price_that_is_not_known_is_told_with_where_to_put_it(doctor):
         code, out = doctor(engine("edge", upstream))
     assert code == 0
     assert 'give one in [prices."acme/some.model"], or costs stay unknown' in out
+    assert "All of it can be used, but see what is marked with !" in out
 
 
 def test_an_engine_that_is_not_there_is_answered_with_those_that_are(doctor):

@@ -82,7 +82,15 @@ def _show(found: Examination) -> None:
         style = "red" if part.error else "yellow" if any(one.good is False for one in part.findings) else "green"
         console.print(Text(f"{part.kind} {part.name}".rstrip(), f"bold {style}"))
         console.print(_table(part))
-    console.print(Text("All of it can be used." if found.ok else "Not all of it can be used.", "bold"))
+    console.print(Text(_outcome(found), "bold"))
+
+
+def _outcome(found: Examination) -> str:
+    if not found.ok:
+        return "Not all of it can be used."
+    if any(one.good is False for part in found.parts for one in part.findings):
+        return "All of it can be used, but see what is marked with !"
+    return "All of it can be used."
 
 
 def _table(part: Part) -> Table:
