@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from gkt_plugins.errors import GktError
@@ -48,9 +50,12 @@ def test_what_cannot_be_opened_is_one_sentence(start, text, words):
     assert "\n" not in str(refused.value)
 
 
-async def test_it_works_beside_an_event_loop_and_as_often_as_a_server_is_started(start):
+async def test_it_works_beside_an_event_loop_as_often_as_a_server_is_started_and_leaves_no_thread(start):
+    """vLLM forks its engine from the process that rehearses."""
+    before = set(threading.enumerate())
     for _ in range(2):
-        rehearse(start(""), "small")
+        rehearse(start(GUIDED.format(url="http://127.0.0.1:1/v1", key="")), "small")
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize("there", [True, False])
