@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import pytest
 
 from gkt_plugins.demo.models import model_dir
 from gkt_plugins.demo.problems import problems
-from gkt_plugins.distill.traffic import read_traffic
+from gkt_plugins.distill.traffic import engine_file, read_traffic
+from gkt_plugins.evaluation.statistics import sums_estimate
 from gkt_plugins.testing.plugins import write_distribution
 
 MAIN = Path(__file__).parents[2] / ".venv" / "bin" / "python"
@@ -33,6 +35,8 @@ TRACE = """
 [trace]
 path = "{folder}/traffic.jsonl"
 """
+LIVE, UNSEEN, STEPS = 200, 96, 40
+"""Of the distillation below: recorded answers, questions to compare the drafts on, and steps."""
 PRESSURE = {"max_num_batched_tokens": 64, "block_size": 32, "num_gpu_blocks_override": 32, "max_model_len": 256}
 OBSERVER = """
 from gkt_plugins.hookspecs import hookimpl
@@ -132,49 +136,65 @@ def test_plugins_are_told_of_blocks_inside_the_worker_only_where_the_environment
     assert sum(event.accepted for event in observer.told) == counted["accepted_tokens"]
 
 
-def test_a_server_records_in_its_worker_and_serves_on_where_the_file_cannot_be_written(
+def test_each_engine_of_a_server_has_a_file_of_its_own_and_one_that_cannot_be_written_stops_no_request(
     serving, free_port, tmp_path, recorded
 ):
     (tmp_path / "file").write_text("")
     commands = {}
-    for folder, port in (("kept", free_port()), ("file", free_port())):
+    for folder, port, engines in (("kept", free_port(), "2"), ("file", free_port(), "1")):
         config = tmp_path / f"{folder}.toml"
         config.write_text(own() + TRACE.format(folder=tmp_path / folder))
         commands[port] = [
             *(sys.executable, "-m", "gkt_plugins.cli", "vllm", "serve", "--gkt", str(config)),
             *(str(model_dir("teacher")), "--served-model-name", "target", "--dtype", "float32"),
-            *("--enforce-eager", "--max-model-len", "256"),
+            *("--enforce-eager", "--max-model-len", "256", "--data-parallel-size", engines),
         ]
     body = {"model": "target", "prompt": "Tom has 4 apples.", "temperature": 0, "max_tokens": 16}
     with serving(tmp_path, commands, VLLM_CPU_KVCACHE_SPACE="1") as urls:
         answers = []
-        for url in urls:
-            for _ in range(2):
-                answer = httpx2.post(f"{url}/v1/completions", json=body, timeout=60)
-                answers.append(answer.raise_for_status().json()["choices"][0]["text"])
-        lines = recorded(tmp_path / "kept" / "traffic.jsonl", 2)
+        for url, engine in zip([urls[0], urls[0], urls[1], urls[1]], "0100", strict=True):
+            headers = {"X-data-parallel-rank": engine}
+            answer = httpx2.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
+            answers.append(answer.raise_for_status().json()["choices"][0]["text"])
+        traffic = tmp_path / "kept" / "traffic.jsonl"
+        lines = [recorded(engine_file(traffic, engine), 1) for engine in range(2)]
     assert len(set(answers)) == 1
-    assert [len(line["answer"]) for line in lines] == [16, 16]
-    assert (tmp_path / "kept" / "traffic.jsonl").stat().st_mode & 0o077 == 0
+    assert [[len(line["answer"]) for line in found] for found in lines] == [[16], [16]]
+    assert [len(sample.answer) for sample in read_traffic(traffic)] == [16, 16]
+    assert {file.stat().st_mode & 0o077 for file in traffic.parent.iterdir()} == {0}
     assert (tmp_path / f"{list(commands)[1]}.log").read_text().count("traffic is no longer recorded") == 1
 
 
 def test_a_draft_distilled_from_what_vllm_recorded_is_accepted_more_there(
-    open_engine, chats, tmp_path, counters, recorded
+    open_engine, chats, tmp_path, recorded, observer, monkeypatch
 ):
-    def accepted_per_block(draft: object, asked_for: list[Any], extra: str = "") -> float:
-        text = OWN.format(draft=draft) + extra
-        with open_engine(text, max_num_seqs=64) as llm:
-            llm.chat(asked_for, asked(temperature=1.0, max_tokens=96), use_tqdm=False)
-            counted = counters(llm)
-            if extra:
-                recorded(tmp_path / "traffic.jsonl", len(asked_for))
-        return float(counted["accepted_tokens"] / counted["drafts"])
-
-    live = [[{"role": "user", "content": one.question}] for one in problems(70_000_000, 300, split="train")]
-    accepted_per_block(model_dir("draft"), live, TRACE.format(folder=tmp_path))
+    monkeypatch.setenv("GKT_TRACE", "on")
     traffic = tmp_path / "traffic.jsonl"
-    assert len(read_traffic(traffic)) == len(live)
+    unseen = chats[:UNSEEN]
+    params = asked(temperature=1.0, max_tokens=64)
+
+    def blocks_of(draft: Path, then: Callable[[Any], None] = lambda llm: None) -> dict[Any, list[int]]:
+        """Accepted tokens and blocks of each unseen question, by its prompt; ``then`` has the engine afterwards."""
+        counts: defaultdict[Any, list[int]] = defaultdict(lambda: [0, 0])
+        observer.told.clear()
+        with open_engine(OWN.format(draft=draft) + TRACE.format(folder=tmp_path), max_num_seqs=64) as llm:
+            llm.chat(unseen, params, use_tqdm=False)
+            recorded(traffic, len(unseen))
+            for event in observer.told:
+                count = counts[event.token_ids[: event.prompt_tokens]]
+                count[0] += event.accepted
+                count[1] += bool(event.drafted)
+            traffic.unlink()  # it is begun anew
+            then(llm)
+        return counts
+
+    def live(llm: Any) -> None:
+        questions = [one.question for one in problems(70_000_000, LIVE, split="train")]
+        llm.chat([[{"role": "user", "content": question}] for question in questions], params, use_tqdm=False)
+        recorded(traffic, LIVE)
+
+    before = blocks_of(model_dir("draft"), live)
+    assert len(read_traffic(traffic)) == LIVE
     (tmp_path / "distill.toml").write_text(
         f"""output = "out"
 [models]
@@ -183,19 +203,23 @@ draft = "{model_dir("draft")}"
 device = "cpu"
 [data]
 policy = "ground_truth"
-max_new_tokens = 96
-held_out = 0.1
+max_new_tokens = 64
+held_out = 0.05
 [train]
-steps = 60
+steps = {STEPS}
 batch_size = 16
 learning_rate = 2e-3
 warmup_steps = 5
-save_steps = 60
+save_steps = {STEPS}
 [evaluation]
-every = 60
+every = {STEPS}
 """
     )
     command = [str(MAIN), "-m", "gkt_plugins.cli", "distill", "--from-traffic", str(traffic)]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=800)
-    before, after = (accepted_per_block(draft, chats[:100]) for draft in (model_dir("draft"), tmp_path / "out"))
-    assert after > 1.3 * before
+    after = blocks_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    columns = zip(*([*before[prompt], *after[prompt]] for prompt in before), strict=True)
+    gain = sums_estimate(list(columns), lambda sums: (sums[2] / sums[3]) / (sums[0] / sums[1]))
+    # 1.47 to 1.52 in five runs, with a standard error of 0.045: the interval begins four of them above 1.2.
+    assert gain.low > 1.2
