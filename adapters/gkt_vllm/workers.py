@@ -25,9 +25,10 @@ def prepare(vllm_config: Any) -> None:
     if section is None or section.workers is None:
         return
     if vllm_config.speculative_config is not None and not vllm_config.use_v2_model_runner:
-        from gkt_vllm import cpu_expand
+        from gkt_vllm import cpu_empty, cpu_expand
 
         cpu_expand.mend()
+        cpu_empty.mend()
     if section.workers.leniency is not None:
         _be_lenient(vllm_config, section.workers.leniency)
     if section.workers.drafter is not None:

@@ -6,7 +6,7 @@ an engine without the plugin is given the same here, or there would be nothing t
 
 from __future__ import annotations
 
-from gkt_vllm import cpu_expand
+from gkt_vllm import cpu_empty, cpu_expand
 
 __all__ = ["Mended"]
 
@@ -16,3 +16,4 @@ class Mended:
 
 
 cpu_expand.mend()
+cpu_empty.mend()
