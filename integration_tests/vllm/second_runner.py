@@ -9,6 +9,7 @@ own, because the interpreter has to be chosen before Triton is imported; it says
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -102,11 +103,13 @@ def answer(llm: Any, chats: list[Any], job: dict[str, Any]) -> dict[str, Any]:
         for i in range(len(chats))
     ]  # fmt: skip
     before = counters(llm)
-    answers = [one.outputs[0] for one in llm.chat(chats, params, use_tqdm=False)]
+    finished = llm.chat(chats, params, use_tqdm=False)
+    answers = [one.outputs[0] for one in finished]
     after = counters(llm)
     gained: dict[str, Any] = {name: after[name] - before[name] for name in before if name != "per_position"}
     gained["per_position"] = [new - old for old, new in zip(before["per_position"], after["per_position"], strict=True)]
     return {
+        "prompts": [list(one.prompt_token_ids) for one in finished],
         "token_ids": [list(one.token_ids) for one in answers],
         "texts": [one.text for one in answers],
         "drafted": [drafts_of(one)[0] for one in answers],
@@ -147,6 +150,9 @@ def run(engine: dict[str, Any], chats: list[Any]) -> list[dict[str, Any]]:
         return [answer(llm, chats[: job["questions"]], job) for job in engine["jobs"]]
     finally:
         llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        gc.freeze()  # what is left was imported; vLLM looks through all of it a dozen times while an engine starts
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from gkt_plugins.speculation.block_verifier import BlockVerifier
 from gkt_plugins.speculation.counts import Counts
 from gkt_plugins.speculation.leniency import linear
 from gkt_plugins.speculation.verifiers import ExactVerifier, LenientVerifier
+from gkt_plugins.testing.plugins import write_distribution
 from gkt_vllm.counters import counts_of
 
-QUESTIONS = 16
+QUESTIONS = 12
 """Enough for acceptance, whose tolerance follows their number; what has to be equal is asked for fewer."""
 FEW = 6
 MAX_TOKENS = 24
@@ -34,7 +36,7 @@ REGEX = "[1-9][0-9]{2,6}"
 PRESSURE = {
     "max_num_batched_tokens": 64,  # prompts are longer: chunked prefill
     "block_size": 32,
-    "num_gpu_blocks_override": 24,  # far less than 16 sequences need: preemption
+    "num_gpu_blocks_override": 24,  # far less than the sequences need: preemption
 }
 
 
@@ -64,9 +66,12 @@ if OURS_IS_THERE:
             },
         },
         "our drafter, pressed": {
-            "text": DRAFT + 'verifier = "block"\n[vllm]\n' + OURS,
+            "text": DRAFT + 'verifier = "block"\n[vllm]\n' + OURS + '[trace]\npath = "traffic.jsonl"\n',
             "options": PRESSURE,
-            "jobs": {"greedy": job(0.0, questions=12, max_tokens=LONGER), "sampled": job(1.0, questions=QUESTIONS)},
+            "jobs": {
+                "greedy": job(0.0, questions=QUESTIONS, max_tokens=LONGER),
+                "sampled": job(1.0, questions=QUESTIONS),
+            },
         },
         "our n-grams": {
             "text": '[speculation]\ndrafter = "prompt_lookup"\ngamma = "auto"\n[vllm]\n' + OURS,
@@ -91,14 +96,25 @@ TARGET = [1.0, 0.5, None, -1.0, 2.0, 0.0, -0.5, 0.3]
 """Logits; a grammar forbids the third token."""
 DRAFTED = [0.2, 1.5, 1.0, 0.0, 0.5, -1.0, 0.7, 0.1]
 EPSILONS = (1.0, 0.5, 0.2)
+OBSERVER = """
+from pathlib import Path
+from gkt_plugins.hookspecs import hookimpl
+
+GKT_CONTRACT = 1
+
+@hookimpl
+def gkt_trace(event):
+    with Path(__file__).with_suffix(".told").open("a") as file:
+        file.write(f"[{len(event.drafted)}, {event.accepted}, {int(event.finished)}]\\n")
+"""
 BLOCKS = [
     {
         "drafted": (3, 3, 2, 1, 0)[i % 5],
         "epsilon": EPSILONS[i % 3],
-        "temperature": 0.0 if i >= 600 else 1.0,
+        "temperature": 0.0 if i >= 420 else 1.0,
         "placeholders": 2 * (i % 5 == 1),
     }
-    for i in range(660)
+    for i in range(480)
 ]
 
 
@@ -119,9 +135,15 @@ def found(tmp_path_factory: pytest.TempPathFactory, chats: list[Any]) -> Any:
     work = {"engines": on_disk(ENGINES), "configurations": on_disk(CONFIGURATIONS), "chats": chats[:QUESTIONS]}
     work["verify"] = {"target": TARGET, "draft": DRAFTED, "blocks": BLOCKS, "gamma": 3, "seed": 1}
     script = Path(__file__).with_name("second_runner.py")
-    run = subprocess.run([sys.executable, script], input=json.dumps(work), capture_output=True, text=True, timeout=800)
+    plugin = write_distribution(folder / "site", "gkt-watching", "gkt_watching", OBSERVER)
+    run = subprocess.run(
+        [sys.executable, script], input=json.dumps(work), capture_output=True, text=True, timeout=800,
+        env=os.environ | {"GKT_TRACE": "on", "PYTHONPATH": str(plugin)},
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    kept = [folder / "traffic.jsonl", plugin / "gkt_watching.told"]  # neither, where our drafter has no place
+    lines = {file.stem: [json.loads(line) for line in file.open()] for file in kept if file.exists()}
+    return json.loads(run.stdout.splitlines()[-1]) | lines
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +317,22 @@ if OURS_IS_THERE:
     def test_block_verification_keeps_as_much_of_our_drafts_as_in_our_loop(answered, ours, assert_agree):
         result = answered["our drafter, pressed"]["sampled"]
         assert_agree(counted(result), ours(QUESTIONS, BlockVerifier(), max_tokens=MAX_TOKENS))
+
+    def test_every_answer_is_recorded_as_it_was_given_preempted_ones_too(found, answered):
+        jobs = answered["our drafter, pressed"].values()
+        given = [pair for job in jobs for pair in zip(job["prompts"], job["token_ids"], strict=True)]
+        lines = found["traffic"]
+        assert sorted((line["prompt"], line["answer"]) for line in lines) == sorted(given)
+        rejected = sum(len(line["rejected"]) for line in lines)
+        # vLLM counts a block that its answer's end cut off as rejected; there is one an answer at most.
+        incomplete = sum(job["counters"]["drafts"] - job["counters"]["per_position"][-1] for job in jobs)
+        assert 0 < incomplete - len(given) <= rejected <= incomplete
+
+    def test_plugins_are_told_of_all_that_vllm_counted(found, answered):
+        jobs = [job for name in answered if OURS in ENGINES[name]["text"] for job in answered[name].values()]
+        counted = [sum(job["counters"][name] for job in jobs) for name in ("draft_tokens", "accepted_tokens")]
+        told = [sum(column) for column in zip(*found["gkt_watching"], strict=True)]
+        assert told == [*counted, sum(len(job["token_ids"]) for job in jobs)]
 
     def test_preempted_requests_are_drafted_for_again(answered):
         result = answered["our drafter, pressed"]["greedy"]
