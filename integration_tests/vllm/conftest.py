@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -138,6 +139,64 @@ def assert_agree() -> Callable[[Counts, list[Counts]], None]:
         assert abs(engine.acceptance_rate - rate) <= 4 * math.sqrt(2) * standard_error
 
     return assert_agree
+
+
+@pytest.fixture(scope="session")
+def assert_drawn(chats: list[Any]) -> Callable[..., None]:
+    """``assert_drawn(llm, asked, beside)``: answers begin with each three tokens as often as the target's own do.
+
+    ``asked`` and ``beside``: options of requests, which take turns in one batch; only the former are looked at.
+    """
+    mixes = ({"temperature": 2.0, "top_k": 6}, {"temperature": 1.8, "top_k": 8, "top_p": 0.95})
+    samples, tokens = 500, 3
+    model = AutoModelForCausalLM.from_pretrained(model_dir("teacher"), dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def chances(
+        prompt: Sequence[int], temperature: float, top_k: int, top_p: float = 1.0
+    ) -> dict[tuple[int, ...], float]:
+        """Of every beginning that can be."""
+        found: dict[tuple[int, ...], float] = {(): 1.0}
+        for _ in range(tokens):
+            rows = torch.tensor([[*prompt, *beginning] for beginning in found])
+            best = (model(rows, logits_to_keep=1).logits[:, -1].double() / temperature).topk(top_k)
+            p = best.values.softmax(-1)
+            p = torch.where(p.cumsum(-1) - p < top_p, p, 0.0)
+            p /= p.sum(-1, keepdim=True)
+            rest = zip(found.items(), best.indices.tolist(), p.tolist(), strict=True)
+            found = {
+                (*beginning, token): chance * share
+                for (beginning, chance), ids, shares in rest
+                for token, share in zip(ids, shares, strict=True)
+                if share
+            }
+        return found
+
+    def assert_drawn(llm: Any, asked: Sequence[dict[str, Any]], beside: Sequence[dict[str, Any]] = ()) -> None:
+        from vllm import SamplingParams
+
+        [start] = llm.chat(chats[:1], SamplingParams(temperature=0.0, max_tokens=43), use_tqdm=False)
+        prompt = start.outputs[0].token_ids[-12:]  # target and draft are apart by half of their probability after it
+        turns = [*asked, *beside]
+        for mix in mixes:
+            fixed = {"max_tokens": tokens, "ignore_eos": True, **mix}
+            params = [SamplingParams(**(fixed | {"seed": i} | turns[i % len(turns)])) for i in range(samples)]
+            answers = llm.generate([{"prompt_token_ids": list(prompt)}] * samples, params, use_tqdm=False)
+            drawn = Counter(
+                tuple(one.outputs[0].token_ids) for i, one in enumerate(answers) if i % len(turns) < len(asked)
+            )
+            expected = chances(prompt, **mix)
+            assert drawn.keys() <= expected.keys()
+            # Pearson's chi-square, the rare ones together; a right sampler fails once in a million times.
+            cells = [(drawn[one], chance * drawn.total()) for one, chance in expected.items()]
+            frequent = [cell for cell in cells if cell[1] >= 5]
+            rare = [cell for cell in cells if cell[1] < 5]
+            cells = [*frequent, (sum(seen for seen, _ in rare), sum(wanted for _, wanted in rare))]
+            statistic = math.fsum((seen - wanted) ** 2 / wanted for seen, wanted in cells)
+            half = torch.tensor([(len(cells) - 1) / 2, statistic / 2], dtype=torch.float64)
+            assert torch.special.gammaincc(half[0], half[1]) > 1e-6, (mix, statistic, len(cells))
+
+    return assert_drawn
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -39,15 +41,28 @@ max_leniency = {BOUND}
 @pytest.fixture(scope="module")
 def engine(open_engine: Any) -> Iterator[Any]:
     """Exact where a request does not ask, as lenient as 0.02 where it does."""
-    with open_engine(CONFIG) as llm:
+    compact = {"backend": "xgrammar", "disable_any_whitespace": True}  # else an answer may end amid spaces
+    with open_engine(CONFIG, structured_outputs_config=compact) as llm:
         yield llm
 
 
 def answers(llm: Any, chats: list[Any], epsilon: float, **options: Any) -> list[Any]:
     from vllm import SamplingParams
 
-    params = SamplingParams(max_tokens=MAX_TOKENS, extra_args={"gkt_epsilon": epsilon}, **options)
+    params = SamplingParams(**({"max_tokens": MAX_TOKENS, "extra_args": {"gkt_epsilon": epsilon}} | options))
     return llm.chat(chats, params, use_tqdm=False)
+
+
+def target() -> Any:
+    return AutoModelForCausalLM.from_pretrained(model_dir("teacher"), dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def target_logits(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    """[answer, V] what the target makes of each place of an answer."""
+    places = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
+    logits: torch.Tensor = model(input_ids=torch.tensor([[*prompt, *answer]]), logits_to_keep=places).logits[0]
+    return logits.double()
 
 
 # ------------------------------------------------------------------------------------------------------------- drift
@@ -63,18 +78,15 @@ class Drift:
         exact sampler has an expectation of 0 of, whatever the text. At 0: the share of tokens that are not the target's
         own.
         """
-        model = AutoModelForCausalLM.from_pretrained(model_dir("teacher"), dtype=torch.float32).eval()
+        model = target()
         self.values = [self._of(model, prompt, answer, temperature) for prompt, answer in texts]
         self.mean = math.fsum(self.values) / len(self.values)
         spread = math.fsum((value - self.mean) ** 2 for value in self.values) / (len(self.values) - 1)
         self.standard_error = math.sqrt(spread / len(self.values))
 
     @staticmethod
-    @torch.inference_mode()
     def _of(model: Any, prompt: Sequence[int], answer: Sequence[int], temperature: float) -> float:
-        ids = torch.tensor([[*prompt, *answer]])
-        places = torch.arange(len(prompt) - 1, ids.shape[1] - 1)
-        logp = model(input_ids=ids, logits_to_keep=places).logits[0].double().log_softmax(-1)
+        logp = target_logits(model, prompt, answer).log_softmax(-1)
         said = torch.tensor(answer)
         if temperature == 0:
             return float((logp.argmax(-1) != said).double().mean())
@@ -120,20 +132,90 @@ def test_a_request_beyond_the_operators_bound_gets_exactness(engine, chats):
 # ----------------------------------------------------------------------------------------------------------- grammar
 
 
+STEP = {"enum": ["take", "give", "make"]}
+NUMBER = {"type": "integer", "minimum": 0, "maximum": 99}
+SCHEMA = {
+    "type": "object",
+    "properties": {"steps": {"type": "array", "items": STEP, "minItems": 1, "maxItems": 3}, "answer": NUMBER},
+    "required": ["steps", "answer"],
+    "additionalProperties": False,
+}
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
-    "grammar", [{"regex": r"Plan: \d{1,2}( [*+-]\d{1,2}){2,4}\."}, {"choice": ["The answer is 4.", "Then come *2."]}]
+    "grammar",
+    [
+        {"regex": r"Plan: \d{1,2}( [*+-]\d{1,2}){2,4}\."},
+        {"choice": ["The answer is 4.", "Then come *2."]},
+        {"json": SCHEMA},
+    ],
 )
 def test_text_under_a_grammar_stays_valid_however_lenient(engine, chats, counters, grammar, temperature):
     from vllm.sampling_params import StructuredOutputsParams
 
     before = counters(engine)["accepted_tokens"]
-    found = answers(
-        engine, chats[:QUESTIONS], BOUND, temperature=temperature, structured_outputs=StructuredOutputsParams(**grammar)
-    )
-    pattern = grammar.get("regex") or "|".join(map(re.escape, grammar["choice"]))
-    assert [text for one in found if not re.fullmatch(pattern, text := one.outputs[0].text)] == []
+    structured = StructuredOutputsParams(**grammar)
+    found = answers(engine, chats[:24], BOUND, temperature=temperature, structured_outputs=structured, max_tokens=64)
+    for text in (one.outputs[0].text for one in found):
+        if "json" in grammar:
+            jsonschema.validate(json.loads(text), grammar["json"])
+        else:
+            assert re.fullmatch(grammar.get("regex") or "|".join(map(re.escape, grammar["choice"])), text)
     assert counters(engine)["accepted_tokens"] > before
+
+
+# --------------------------------------------------------------------------------------------- other sampling options
+
+
+def test_exact_requests_beside_lenient_ones_are_drawn_as_the_target_draws(engine, assert_drawn):
+    exact = [{}, {"extra_args": {"gkt_epsilon": 1.0}}]
+    lenient = {"extra_args": {"gkt_epsilon": BOUND}}
+    assert_drawn(engine, exact, [lenient, lenient | {"temperature": 0.0}])
+
+
+def test_log_probabilities_of_lenient_answers_are_the_targets_own(engine, chats):
+    found = answers(engine, chats[:16], BOUND, temperature=2.0, ignore_eos=True, logprobs=2)
+    model = target()
+    for prompt, answer, told in ((*texts_of([one])[0], one.outputs[0].logprobs) for one in found):
+        logp = target_logits(model, prompt, answer).log_softmax(-1)
+        for place, tokens in enumerate(told):
+            assert {*tokens} >= {answer[place], *logp[place].topk(2).indices.tolist()}
+            own = {token: float(logp[place, token]) for token in tokens}
+            # What a lifted logit would show is off by as much as the log of the leniency.
+            assert {token: one.logprob for token, one in tokens.items()} == pytest.approx(own, abs=1e-3)
+
+
+def test_no_token_outside_top_k_or_top_p_comes_however_lenient(engine, chats, counters):
+    temperature, top_k, top_p = 2.0, 4, 0.8
+    before = counters(engine)["accepted_tokens"]
+    found = answers(
+        engine, chats[:16], BOUND, temperature=temperature, top_k=top_k, top_p=top_p, ignore_eos=True, seed=1
+    )
+    model = target()
+    for prompt, answer in texts_of(found):
+        best = (target_logits(model, prompt, answer) / temperature).topk(top_k)
+        p = best.values.softmax(-1)
+        allowed = (best.indices == torch.tensor(answer)[:, None]) & (p.cumsum(-1) - p < top_p + 1e-4)
+        assert allowed.any(-1).all()
+    assert counters(engine)["accepted_tokens"] > before
+
+
+def test_at_temperature_0_tokens_are_within_epsilon_of_the_best_after_penalties(engine, chats):
+    penalty = 0.7
+    found = answers(engine, chats[:16], EPSILON, temperature=0.0, ignore_eos=True, frequency_penalty=penalty)
+    model = target()
+    others = 0
+    for prompt, answer in texts_of(found):
+        logits = target_logits(model, prompt, answer)
+        said = torch.zeros(logits.shape[1])
+        for row, token in zip(logits, answer, strict=True):
+            left = row - penalty * said
+            behind = float(left.max() - left[token])
+            assert behind <= -math.log(EPSILON) + 1e-3
+            others += behind > 1e-3
+            said[token] += 1
+    assert others > 0
 
 
 # ------------------------------------------------------------------------------------------------- vLLM's own sampler

@@ -19,6 +19,7 @@ from gkt_vllm import drafting
 from gkt_vllm.counters import counts_of
 
 GAMMA = 4
+BOUND = 0.02
 OWN = f"""
 [speculation]
 drafter = "model"
@@ -62,7 +63,7 @@ def gkt_drafters():
 @pytest.fixture(scope="module")
 def llm(open_engine: Callable[..., Any]) -> Iterator[Any]:
     """What a cached prompt is padded with would count as drafts, so that no prompt is cached."""
-    with open_engine(OWN, enable_prefix_caching=False) as llm:
+    with open_engine(f"{OWN}max_leniency = {BOUND}", enable_prefix_caching=False) as llm:
         yield llm
 
 
@@ -106,6 +107,18 @@ def test_beside_requests_without_drafts_the_others_have_theirs_as_if_they_were_a
     assert both == alone
     assert alone["accepted_tokens"] > 0
     assert mixed == plain
+
+
+def test_leniency_is_for_those_requests_of_a_batch_that_ask_for_it_and_have_drafts(llm, chats, gained):
+    exact, _ = gained(llm, chats[:32], greedy())
+    asked = [{"gkt_epsilon": BOUND}, {}, {"gkt_epsilon": BOUND, "gkt_gamma": 0}, {"gkt_gamma": 0}]
+    mixed, _ = gained(llm, chats[:32], [greedy(extra_args=asked[i % 4]) for i in range(32)])
+    assert {i % 4 for i, (one, other) in enumerate(zip(mixed, exact, strict=True)) if one != other} == {0}
+
+
+def test_sampled_tokens_are_drawn_as_the_target_draws_them_whatever_length_of_draft_is_asked_for(llm, assert_drawn):
+    asked = [{"extra_args": {"gkt_gamma": gamma}} for gamma in range(GAMMA + 1)]
+    assert_drawn(llm, asked, [{"extra_args": {"gkt_epsilon": BOUND}}, {"temperature": 0.0}])
 
 
 @pytest.mark.parametrize("gamma", [1, 2])
