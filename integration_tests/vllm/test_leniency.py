@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from gkt_plugins.demo.models import model_dir
 from gkt_plugins.speculation.leniency import CappedRule, exponential, linear, square
 from gkt_plugins.speculation.verifiers import LenientVerifier
+from gkt_vllm import cpu_empty
 from gkt_vllm.cpu_expand import is_broken
 from gkt_vllm.leniency_v1 import leniently
 
@@ -282,4 +283,12 @@ def test_vllm_still_needs_the_mend_of_its_temperatures_on_cpu(engine):
     assert is_broken(theirs), (
         f"vLLM {__version__} expands temperatures rightly on CPU: end the mend of gkt_vllm.cpu_expand before it, and "
         "the hazard in docs/vllm.md"
+    )
+
+
+def test_vllm_still_needs_the_mend_of_its_top_k_on_cpu(engine):
+    from vllm import __version__
+
+    assert cpu_empty.is_broken(), (
+        f"vLLM {__version__} takes a top-k of no rows on CPU: end the mend of gkt_vllm.cpu_empty before it"
     )
