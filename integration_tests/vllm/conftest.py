@@ -69,6 +69,7 @@ def open_engine(tmp_path_factory: pytest.TempPathFactory) -> Open:
             llm.llm_engine.engine_core.shutdown()
             del llm
             gc.collect()
+            gc.freeze()  # what is left was imported; vLLM looks through all of it a dozen times while an engine starts
 
     return open_engine
 
