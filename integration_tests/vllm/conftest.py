@@ -50,7 +50,7 @@ def chats() -> list[list[dict[str, str]]]:
 
 
 @pytest.fixture(scope="session")
-def open_engine(tmp_path_factory: pytest.TempPathFactory) -> Open:
+def open_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
     """``with open_engine(text, **options) as llm``: an engine with ``text`` as its gkt.toml; None: no section."""
 
     @contextmanager
@@ -71,7 +71,8 @@ def open_engine(tmp_path_factory: pytest.TempPathFactory) -> Open:
             gc.collect()
             gc.freeze()  # what is left was imported; vLLM looks through all of it a dozen times while an engine starts
 
-    return open_engine
+    yield open_engine
+    gc.unfreeze()  # so that this process ends in order
 
 
 @pytest.fixture(scope="session")
