@@ -17,7 +17,6 @@ from torch import Tensor
 from gkt_vllm.asked import Leniency
 from gkt_vllm.one_logit import lift
 from gkt_vllm.patching import replace
-from gkt_vllm.requests_v2 import listen
 
 __all__ = ["SlotLeniency", "bind", "install", "leniently"]
 
@@ -82,15 +81,26 @@ def install() -> None:
 
     :raises BackendError: this vLLM has other functions.
     """
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
     from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
-    listen(_enter)
+    replace(GPUModelRunner, "add_requests", ("self", "scheduler_output"), _wrap_add_requests, _WHY)
     sampler = rejection_sampler.RejectionSampler
     replace(sampler, "__call__", ("self", "logits", "input_batch"), _wrap_call, _WHY)
     replace(rejection_sampler, "rejection_sample", _PARAMETERS, _wrap_rejection_sample, _WHY)
 
 
-def _enter(runner: Any, name: str, sampling_params: Any, slot: int) -> None:
+def _wrap_add_requests(original: Callable[..., Any]) -> Callable[..., Any]:
+    def add_requests(self: Any, scheduler_output: Any) -> None:
+        original(self, scheduler_output)
+        for request in scheduler_output.scheduled_new_reqs:  # also those that come again after a preemption
+            if request.sampling_params is not None:  # else it is a pooling model's
+                _enter(self, request.sampling_params, self.req_states.req_id_to_index[request.req_id])
+
+    return add_requests
+
+
+def _enter(runner: Any, sampling_params: Any, slot: int) -> None:
     leniency = _bound.get(id(runner.vllm_config))
     if leniency is None or runner.sampler is None:  # only the last pipeline stage samples
         return

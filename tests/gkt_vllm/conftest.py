@@ -1,4 +1,4 @@
-"""Stands in for vLLM's first model runner, and for a third party's drafter."""
+"""Stands in for vLLM's first model runner, and for a third party's drafter; and a server that guides."""
 
 from __future__ import annotations
 
@@ -217,3 +217,20 @@ def runner(open_runner: Callable[..., Any]) -> Any:
 def drafter(runner: Any, third_party: Any) -> Any:
     """The third party's, as ``runner`` built it."""
     return third_party.built[-1]
+
+
+@pytest.fixture
+def guided() -> str:
+    """A gkt.toml by which the server guides its own answers."""
+    return """
+[engines.large]
+adapter = "openai"
+base_url = "http://127.0.0.1:1/v1"
+model = "large"
+[engines.here]
+adapter = "vllm"
+model = "small"
+[pipelines.default]
+teacher = "large"
+student = "here"
+"""

@@ -199,22 +199,8 @@ def test_a_key_about_drafts_without_any_is_a_start_up_error(start):
         start("[vllm]\nlargest_batch = 4")
 
 
-GUIDED = """
-[engines.large]
-adapter = "openai"
-base_url = "http://127.0.0.1:1/v1"
-model = "large"
-[engines.here]
-adapter = "vllm"
-model = "small"
-[pipelines.default]
-teacher = "large"
-student = "here"
-"""
-
-
-def test_a_server_that_should_guide_does_not_start_where_vllm_leaves_the_plugin_out(start):
-    started = start(GUIDED)
+def test_a_server_that_should_guide_does_not_start_where_vllm_leaves_the_plugin_out(start, guided):
+    started = start(guided)
     engine = SimpleNamespace(speculative_config=None, use_v2_model_runner=True)
     for env in ({}, {"VLLM_PLUGINS": ""}, {"VLLM_PLUGINS": "other"}):
         with pytest.raises(ConfigError, match="only where it is named"):
@@ -225,8 +211,8 @@ def test_a_server_that_should_guide_does_not_start_where_vllm_leaves_the_plugin_
     started.check(engine, serves=False, env={})
 
 
-def test_an_engine_that_is_no_server_does_not_say_that_it_guides(start):
-    started = start(GUIDED)
+def test_an_engine_that_is_no_server_does_not_say_that_it_guides(start, guided):
+    started = start(guided)
     assert started.active == ["guidance, pipelines.default by large"]
     started.check(SimpleNamespace(speculative_config=None, use_v2_model_runner=False), serves=False, env={})
     assert started.active == []
@@ -239,15 +225,15 @@ def test_a_server_that_guides_nobody_starts_without_the_plugin_and_says_what_is_
     assert any("requests are not on record" in note and "VLLM_PLUGINS=gkt" in note for note in started.notes)
 
 
-def test_guidance_wants_the_server_itself_as_student_and_another_engine_as_teacher(start):
+def test_guidance_wants_the_server_itself_as_student_and_another_engine_as_teacher(start, guided):
     with pytest.raises(ConfigError, match="student must be this server"):
-        start(GUIDED.replace('student = "here"', 'student = "large"'))
+        start(guided.replace('student = "here"', 'student = "large"'))
     with pytest.raises(ConfigError, match="teacher cannot be this server too"):
-        start(GUIDED.replace('teacher = "large"', 'teacher = "here"'))
+        start(guided.replace('teacher = "large"', 'teacher = "here"'))
 
 
-def test_a_pipeline_without_a_teacher_guides_nobody(start):
-    assert not start(GUIDED.replace('teacher = "large"\n', "")).guidance
+def test_a_pipeline_without_a_teacher_guides_nobody(start, guided):
+    assert not start(guided.replace('teacher = "large"\n', "")).guidance
 
 
 @pytest.mark.parametrize(

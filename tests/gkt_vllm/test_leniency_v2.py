@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gkt_plugins.speculation.leniency import linear
-from gkt_vllm import leniency_v2, patching, requests_v2
+from gkt_vllm import leniency_v2, patching
 from gkt_vllm.asked import Leniency
 
 SLOTS = 4
@@ -115,7 +115,6 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Leniency | None], FakeR
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(requests_v2, "_listeners", [])
     monkeypatch.setattr(patching, "_done", {})
 
     def engine(leniency: Leniency | None) -> FakeRunner:

@@ -48,25 +48,11 @@ def test_a_variable_that_leaves_us_out_is_told_with_the_one_to_set(look, given, 
     assert good or "gkt" in finding.advice
 
 
-GUIDED = """
-[engines.large]
-adapter = "openai"
-base_url = "http://127.0.0.1:1/v1"
-model = "large"
-[engines.here]
-adapter = "vllm"
-model = "small"
-[pipelines.default]
-teacher = "large"
-student = "here"
-"""
-
-
-def test_without_the_variable_records_are_what_is_missing_and_a_server_that_guides_does_not_start(look):
+def test_without_the_variable_records_are_what_is_missing_and_a_server_that_guides_does_not_start(look, guided):
     finding = look()["VLLM_PLUGINS"]
     assert finding.good is None
     assert finding.value == "not set: unless gkt vllm serve sets it, requests are not on record"
-    finding = look(GUIDED)["VLLM_PLUGINS"]
+    finding = look(guided)["VLLM_PLUGINS"]
     assert finding.good is False
     assert finding.value == "not set: unless gkt vllm serve sets it, a server does not start"
     assert "gkt vllm serve" in finding.advice
